@@ -1,0 +1,2 @@
+//! `containerd-shim-rust-v2`.
+fn main() {}

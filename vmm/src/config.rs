@@ -1,0 +1,313 @@
+//! `VmConfig`: everything a virtual machine is made of, complete at the start.
+//!
+//! One JSON document, read from an inherited descriptor (the shim) or from a file
+//! (`husk-vmm --config vm.json`, by hand). Unknown keys are refused. Every file is
+//! a [`Source`]: the shim passes descriptors, because the jailed VMM reaches no
+//! path outside its jail; by hand it is a path, opened before anything else.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// Smallest guest RAM accepted, in MiB: below it the kernel cannot unpack its initramfs.
+pub const MIN_MEMORY_MIB: u32 = 32;
+/// Largest guest RAM accepted, in MiB (1 TiB).
+pub const MAX_MEMORY_MIB: u32 = 1024 * 1024;
+/// Most vCPUs a guest may have; the MP table's APIC ids are 8 bits wide.
+pub const MAX_VCPUS: u32 = 254;
+/// Longest kernel command line passed on, in bytes; x86 Linux's COMMAND_LINE_SIZE
+/// is 2048 and the VMM appends its device list.
+pub const MAX_CMDLINE_LEN: usize = 1024;
+/// Length of a virtio-fs tag on the wire (virtio 1.2, 5.11.4), in bytes.
+pub const MAX_TAG_LEN: usize = 36;
+
+/// The whole machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// Number of vCPUs, all started at boot. 1 to [`MAX_VCPUS`].
+    pub vcpus: u32,
+    /// Guest RAM in MiB, [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
+    pub memory_mib: u32,
+    /// What to boot.
+    pub kernel: KernelConfig,
+    /// The KVM device; by hand it may be left out for `/dev/kvm`.
+    #[serde(default = "default_kvm")]
+    pub kvm: Source,
+    /// Where the guest's serial console goes, besides the 64 KiB kept for the post-mortem.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+    /// The vsock device, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
+    /// The virtio-fs device, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<ShareConfig>,
+}
+
+/// The kernel, what it unpacks and what it is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KernelConfig {
+    /// Uncompressed ELF `vmlinux`.
+    pub image: Source,
+    /// cpio archive with `/init`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initramfs: Option<Source>,
+    /// Command line; the VMM appends one `virtio_mmio.device=` per device.
+    pub cmdline: String,
+}
+
+/// A file the VMM uses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Source {
+    /// An inherited descriptor; the only form a jailed VMM accepts.
+    Fd(RawFd),
+    /// A path, for use by hand.
+    Path(PathBuf),
+}
+
+/// Destination of the guest's serial output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConsoleConfig {
+    /// Kept in memory only; written to the log when the guest dies.
+    #[default]
+    Ring,
+    /// Also copied to standard output (and standard input is the guest's), for use by hand.
+    Stdio,
+}
+
+/// The user-space vsock device: Firecracker's host handshake over Unix sockets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's context id, 3 or above (0 to 2 are reserved).
+    pub cid: u32,
+    /// A listening Unix stream socket on which the host writes `CONNECT <port>\n`
+    /// and reads `OK <n>\n`: a descriptor, or by hand a path to bind.
+    pub listener: Source,
+    /// A guest connection to CID 2 port P is forwarded to the Unix socket
+    /// `<guest_connect>_<P>`. Inside the jail's root when jailed.
+    pub guest_connect: PathBuf,
+}
+
+/// The virtio-fs device and the directory below which trees may be exported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShareConfig {
+    /// The tag the guest mounts, 1 to [`MAX_TAG_LEN`] bytes.
+    pub tag: String,
+    /// Directory all exports live below. Inside the jail's root when jailed.
+    pub root: PathBuf,
+    /// Trees exported from the start; more come and go over the control socket.
+    #[serde(default)]
+    pub exports: Vec<Export>,
+}
+
+/// One exported tree: a virtual-filesystem mount of its own, with its own caching.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Export {
+    /// Relative to the share's root, and at the same place in the guest's mount.
+    /// Plain components only: no `..`, no leading `/`.
+    pub path: PathBuf,
+    /// How long the guest may trust what it has read.
+    pub cache: CachePolicy,
+}
+
+/// Who else writes the tree decides how long the guest may cache it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CachePolicy {
+    /// Only this guest writes it (a container's rootfs): cache long.
+    Always,
+    /// The host changes it too (volumes): revalidate on every open.
+    Revalidate,
+}
+
+/// Why a [`VmConfig`] is refused.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// Not JSON, a wrong type, a missing or an unknown key; the text names key and line.
+    #[error("VmConfig is not valid: {0}")]
+    Parse(#[from] serde_json::Error),
+    /// A value out of its range.
+    #[error("VmConfig: `{key}` is {value}, must be {must}")]
+    Value {
+        /// Dotted path of the key.
+        key: &'static str,
+        /// What was given.
+        value: String,
+        /// What is accepted.
+        must: String,
+    },
+}
+
+fn default_kvm() -> Source {
+    Source::Path(PathBuf::from("/dev/kvm"))
+}
+
+impl VmConfig {
+    /// Parses and validates a JSON document.
+    pub fn from_json(json: &[u8]) -> Result<Self, ConfigError> {
+        let config: Self = serde_json::from_slice(json)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks every range; says nothing about whether files exist.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check(
+            (1..=MAX_VCPUS).contains(&self.vcpus),
+            "vcpus",
+            self.vcpus,
+            || format!("1 to {MAX_VCPUS}"),
+        )?;
+        check(
+            (MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib),
+            "memory_mib",
+            self.memory_mib,
+            || format!("{MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}"),
+        )?;
+        let cmdline = &self.kernel.cmdline;
+        check(
+            cmdline.len() <= MAX_CMDLINE_LEN && cmdline.bytes().all(|b| (0x20..0x7f).contains(&b)),
+            "kernel.cmdline",
+            format_args!("{} bytes long", cmdline.len()),
+            || format!("at most {MAX_CMDLINE_LEN} bytes of printable ASCII"),
+        )?;
+        if let Some(vsock) = &self.vsock {
+            check(
+                vsock.cid >= 3 && vsock.cid != u32::MAX,
+                "vsock.cid",
+                vsock.cid,
+                || "3 or above, and not 4294967295".into(),
+            )?;
+        }
+        if let Some(share) = &self.share {
+            share.validate()?;
+        }
+        Ok(())
+    }
+}
+
+impl ShareConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        check(
+            (1..=MAX_TAG_LEN).contains(&self.tag.len()) && !self.tag.contains('\0'),
+            "share.tag",
+            format_args!("{:?}", self.tag),
+            || format!("1 to {MAX_TAG_LEN} bytes without NUL"),
+        )?;
+        self.exports.iter().try_for_each(Export::validate)
+    }
+}
+
+impl Export {
+    /// Checks that the path cannot leave the share's root.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        use std::path::Component;
+        let plain = self
+            .path
+            .components()
+            .all(|component| matches!(component, Component::Normal(_)));
+        check(
+            plain && self.path.components().next().is_some(),
+            "path",
+            format_args!("{:?}", self.path),
+            || "a relative path of plain components".into(),
+        )
+    }
+}
+
+fn check(
+    ok: bool,
+    key: &'static str,
+    value: impl std::fmt::Display,
+    must: impl FnOnce() -> String,
+) -> Result<(), ConfigError> {
+    if ok {
+        return Ok(());
+    }
+    Err(ConfigError::Value {
+        key,
+        value: value.to_string(),
+        must: must(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn minimal() -> serde_json::Value {
+        serde_json::json!({
+            "vcpus": 1,
+            "memory_mib": 64,
+            "kernel": { "image": 5, "cmdline": "console=ttyS0" },
+        })
+    }
+
+    fn parse(value: &serde_json::Value) -> Result<VmConfig, ConfigError> {
+        VmConfig::from_json(value.to_string().as_bytes())
+    }
+
+    #[test]
+    fn minimal_document_gets_defaults() {
+        let config = parse(&minimal()).unwrap();
+        assert_eq!(config.kvm, Source::Path("/dev/kvm".into()));
+        assert_eq!(config.console, ConsoleConfig::Ring);
+        assert_eq!(config.kernel.image, Source::Fd(5));
+    }
+
+    #[test]
+    fn unknown_key_is_refused_by_name() {
+        let mut value = minimal();
+        value["vcpu"] = 2.into();
+        let error = parse(&value).unwrap_err().to_string();
+        assert!(error.contains("vcpu"), "{error}");
+    }
+
+    #[test]
+    fn zero_vcpus_is_refused_with_the_range() {
+        let mut value = minimal();
+        value["vcpus"] = 0.into();
+        let error = parse(&value).unwrap_err().to_string();
+        assert_eq!(error, "VmConfig: `vcpus` is 0, must be 1 to 254");
+    }
+
+    #[test]
+    fn wrong_type_is_refused() {
+        let mut value = minimal();
+        value["memory_mib"] = "64".into();
+        assert!(matches!(parse(&value), Err(ConfigError::Parse(_))));
+    }
+
+    #[test]
+    fn export_paths_cannot_leave_the_share() {
+        for path in ["../x", "/x", "a/../../x", "", "."] {
+            let export = Export {
+                path: path.into(),
+                cache: CachePolicy::Always,
+            };
+            assert!(export.validate().is_err(), "{path:?} was accepted");
+        }
+    }
+
+    #[test]
+    fn a_config_survives_the_trip_through_json() {
+        let mut value = minimal();
+        value["share"] = serde_json::json!({
+            "tag": "share", "root": "/share",
+            "exports": [{ "path": "c1/rootfs", "cache": "always" }],
+        });
+        value["vsock"] = serde_json::json!({ "cid": 3, "listener": 7, "guest_connect": "/vsock" });
+        let config = parse(&value).unwrap();
+        let again = serde_json::to_vec(&config).unwrap();
+        assert_eq!(VmConfig::from_json(&again).unwrap(), config);
+    }
+}

@@ -1,0 +1,40 @@
+//! The control socket: what the shim may ask of a running VMM.
+//!
+//! A `SOCK_SEQPACKET` Unix socket pair, one JSON document per packet, one answer
+//! per request, in order. When the shim's end hangs up the VMM exits: a sandbox
+//! never outlives its shim.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Export;
+
+/// Longest packet either side sends, in bytes.
+pub const MAX_PACKET_LEN: usize = 8192;
+
+/// A request from the shim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// Stop the machine at once and exit with [`crate::exit::Exit::Stopped`].
+    Stop,
+    /// Export one more tree; answered when the guest can look it up.
+    AddShare {
+        /// The tree and its caching.
+        export: Export,
+    },
+    /// Take a tree back; answered when the VMM holds no descriptor below it.
+    RemoveShare {
+        /// The path given to `AddShare`.
+        path: std::path::PathBuf,
+    },
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// Done.
+    Ok,
+    /// Not done, nothing changed; the text names the object and the reason.
+    Error(String),
+}

@@ -1,0 +1,2 @@
+//! `husk-vmm`.
+fn main() {}
