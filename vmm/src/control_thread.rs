@@ -1,0 +1,120 @@
+//! The VMM's end of the control socket.
+//!
+//! Requests are carried out one after the other by a thread of their own: taking a tree
+//! back waits for the file system. That the shim has hung up must not wait for anything,
+//! so the event loop listens for that.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv, send};
+use thiserror::Error;
+
+use crate::control::{MAX_PACKET_LEN, Request, Response};
+use crate::devices::virtio::fs::ShareControl;
+use crate::event_loop::EventLoop;
+use crate::exit::Exit;
+use crate::exit_latch::ExitLatch;
+
+/// Why the control socket cannot be served.
+#[derive(Debug, Error)]
+#[error("cannot start the thread that serves the control socket")]
+pub struct ControlError(#[from] std::io::Error);
+
+/// Serves `socket` until the process ends.
+pub fn start(
+    socket: OwnedFd,
+    share: Option<ShareControl>,
+    latch: ExitLatch,
+    event_loop: &mut EventLoop,
+) -> Result<(), ControlError> {
+    let socket = Arc::new(socket);
+    event_loop.add(Box::new(HangUp {
+        socket: socket.clone(),
+        latch: latch.clone(),
+    }));
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || serve(&socket, share.as_ref(), &latch))?;
+    Ok(())
+}
+
+fn serve(socket: &OwnedFd, share: Option<&ShareControl>, latch: &ExitLatch) {
+    // One byte more than allowed, to notice a packet that is longer.
+    let mut packet = vec![0; MAX_PACKET_LEN + 1];
+    loop {
+        let received = match recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty()) {
+            Ok(0) => break,
+            Ok(len) => packet.get(..len).unwrap_or_default(),
+            Err(Errno::EINTR) => continue,
+            Err(error) => {
+                log::error!("the control socket failed: {error}");
+                break;
+            }
+        };
+        let request = parse(received);
+        let stop = matches!(request, Ok(Request::Stop));
+        let response = match request.and_then(|request| carry_out(request, share)) {
+            Ok(()) => Response::Ok,
+            Err(text) => Response::Error(text),
+        };
+        let Ok(json) = serde_json::to_vec(&response) else {
+            break;
+        };
+        // An error means that the shim is gone, which the next `recv` tells.
+        let _: nix::Result<usize> = send(socket.as_raw_fd(), &json, MsgFlags::MSG_NOSIGNAL);
+        if stop {
+            // After the answer: the process ends with the machine.
+            break;
+        }
+    }
+    latch.trip(Exit::Stopped);
+}
+
+fn parse(packet: &[u8]) -> Result<Request, String> {
+    if packet.len() > MAX_PACKET_LEN {
+        return Err(format!("a request is longer than {MAX_PACKET_LEN} bytes"));
+    }
+    serde_json::from_slice(packet).map_err(|error| format!("not a request: {error}"))
+}
+
+fn carry_out(request: Request, share: Option<&ShareControl>) -> Result<(), String> {
+    let share = || share.ok_or("this VM was configured without a share");
+    match request {
+        Request::Stop => Ok(()),
+        Request::AddShare { export } => {
+            export.validate().map_err(|error| error.to_string())?;
+            let added = share()?.add(&export);
+            added.map_err(|error| crate::log::chain(&error))
+        }
+        Request::RemoveShare { path } => {
+            let removed = share()?.remove(&path);
+            removed.map_err(|error| crate::log::chain(&error))
+        }
+    }
+}
+
+/// Ends the machine when the other end of the socket is closed.
+struct HangUp {
+    socket: Arc<OwnedFd>,
+    latch: ExitLatch,
+}
+
+impl MutEventSubscriber for HangUp {
+    fn init(&mut self, ops: &mut EventOps) {
+        let hang_up = EventSet::HANG_UP | EventSet::READ_HANG_UP;
+        if let Err(error) = ops.add(Events::new(&*self.socket, hang_up)) {
+            log::error!("the event loop refused the control socket: {error}");
+            self.latch.trip(Exit::Internal);
+        }
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps) {
+        self.latch.trip(Exit::Stopped);
+    }
+}
+
+#[cfg(test)]
+mod tests;

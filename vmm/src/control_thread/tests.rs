@@ -1,0 +1,105 @@
+use std::os::fd::AsRawFd;
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::config::ShareConfig;
+use crate::devices::virtio::fs::Fs;
+
+struct Shim {
+    socket: Option<OwnedFd>,
+    latch: ExitLatch,
+    event_loop: EventLoop,
+}
+
+impl Shim {
+    fn new(share: Option<ShareControl>) -> Self {
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )
+        .unwrap();
+        let latch = ExitLatch::new().unwrap();
+        let mut event_loop = EventLoop::new().unwrap();
+        event_loop.add(Box::new(latch.clone()));
+        start(theirs, share, latch.clone(), &mut event_loop).unwrap();
+        Self {
+            socket: Some(ours),
+            latch,
+            event_loop,
+        }
+    }
+
+    fn ask(&self, request: &[u8]) -> Value {
+        let socket = self.socket.as_ref().unwrap().as_raw_fd();
+        send(socket, request, MsgFlags::empty()).unwrap();
+        let mut answer = [0; MAX_PACKET_LEN];
+        let len = recv(socket, &mut answer, MsgFlags::empty()).unwrap();
+        serde_json::from_slice(&answer[..len]).unwrap()
+    }
+
+    fn wait_for_end(mut self) -> Exit {
+        while self.latch.exit().is_none() {
+            assert_ne!(self.event_loop.run_for(5000), 0, "the machine did not end");
+        }
+        self.latch.exit().unwrap()
+    }
+}
+
+#[test]
+fn stop_is_answered_and_then_ends_the_machine() {
+    let shim = Shim::new(None);
+    assert_eq!(shim.ask(br#"{"verb":"stop"}"#), json!("ok"));
+    assert_eq!(shim.wait_for_end(), Exit::Stopped);
+}
+
+#[test]
+fn hanging_up_ends_the_machine() {
+    let mut shim = Shim::new(None);
+    shim.socket = None;
+    assert_eq!(shim.wait_for_end(), Exit::Stopped);
+}
+
+#[test]
+fn what_is_not_a_request_is_answered_with_the_reason() {
+    let shim = Shim::new(None);
+    let long = vec![b' '; MAX_PACKET_LEN + 1];
+    for (request, reason) in [
+        (&b"{"[..], "not a request"),
+        (br#"{"verb":"dance"}"#, "dance"),
+        (br#"{"verb":"remove_share","path":"a","extra":1}"#, "extra"),
+        (br#"{"verb":"remove_share","path":"a"}"#, "without a share"),
+        (&long, "longer than"),
+    ] {
+        let answer = shim.ask(request);
+        let text = answer["error"].as_str().unwrap();
+        assert!(text.contains(reason), "{text}");
+    }
+    assert_eq!(shim.latch.exit(), None);
+}
+
+#[test]
+fn trees_are_added_and_removed() {
+    let dir = std::env::temp_dir().join(format!("husk-control-{}", std::process::id()));
+    std::fs::create_dir_all(dir.join("c1")).unwrap();
+    let fs = Fs::new(&ShareConfig {
+        tag: "share".into(),
+        root: dir.clone(),
+        exports: Vec::new(),
+    })
+    .unwrap();
+    let shim = Shim::new(Some(fs.control()));
+    let add = |path: &str| {
+        let export = json!({ "path": path, "cache": "always" });
+        shim.ask(json!({ "verb": "add_share", "export": export }).to_string().as_bytes())
+    };
+    assert_eq!(add("c1"), json!("ok"));
+    assert!(add("missing")["error"].is_string());
+    assert!(add("../etc")["error"].is_string());
+    let remove = json!({ "verb": "remove_share", "path": "c1" }).to_string();
+    assert_eq!(shim.ask(remove.as_bytes()), json!("ok"));
+    std::fs::remove_dir_all(dir).unwrap();
+}

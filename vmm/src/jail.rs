@@ -1,0 +1,133 @@
+//! The jail: what a guest that has taken over this process finds itself in.
+//!
+//! The shim has started the process in new mount, pid, ipc and uts namespaces, as their
+//! first process, in the pod's network namespace. Before anything of the guest's is
+//! looked at, [`enter`]
+//!
+//! 1. turns mount propagation from the host one-way (`/` rslave): a mount the shim makes
+//!    below the shared tree arrives, nothing goes back;
+//! 2. makes the jail directory the root and lets go of the old one. Left of the file
+//!    system are the exported tree, the vsock sockets and a `/proc` of the new pid
+//!    namespace, which shows this process alone;
+//! 3. gives up every capability but [`KEPT`], for this thread and for what it could gain
+//!    by exec, and forbids gaining any (`no_new_privs`).
+//!
+//! Capabilities belong to threads. Those of [`KEPT`] are the file system's: it acts for
+//! all users of the guest. Its thread is spawned when the device is built, inherits
+//! them, and keeps them. When all devices are built the main thread gives up the rest by
+//! [`drop_all_capabilities`], and only then spawns the vCPU threads, which inherit none.
+
+use std::path::Path;
+
+use capctl::{Cap, CapSet, CapState};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::{chdir, pivot_root};
+use thiserror::Error;
+
+/// What the file system thread needs to act as the guest's root over the exported tree.
+pub const KEPT: [Cap; 8] = [
+    Cap::CHOWN,
+    Cap::DAC_OVERRIDE,
+    Cap::DAC_READ_SEARCH,
+    Cap::FOWNER,
+    Cap::FSETID,
+    Cap::SETUID,
+    Cap::SETGID,
+    Cap::SETFCAP,
+];
+
+/// Each inode the guest knows is an open descriptor here.
+const MAX_OPEN_FILES: u64 = 1 << 20;
+
+/// Why the jail could not be entered.
+#[derive(Debug, Error)]
+pub enum JailError {
+    /// A mount operation failed.
+    #[error("cannot enter the jail {jail}: {step} failed")]
+    Mount {
+        /// The jail's directory.
+        jail: String,
+        /// What was being done.
+        step: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Errno,
+    },
+    /// Capabilities could not be given up.
+    #[error("cannot give up capabilities")]
+    Capabilities(#[source] capctl::Error),
+}
+
+/// Enters the jail at `dir`. Everything still needed from outside must be open already.
+pub fn enter(dir: &Path) -> Result<(), JailError> {
+    change_root(dir)?;
+    umask(Mode::empty());
+    raise_open_files();
+    limit_capabilities()
+}
+
+fn change_root(dir: &Path) -> Result<(), JailError> {
+    let failed = |step| {
+        move |source| JailError::Mount {
+            jail: dir.display().to_string(),
+            step,
+            source,
+        }
+    };
+    let none: Option<&Path> = None;
+    let slave = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    mount(none, "/", none, slave, none).map_err(failed("making mount propagation one-way"))?;
+    // pivot_root wants a mount; the directories mounted below come along.
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(dir), dir, none, bind, none).map_err(failed("binding the directory to itself"))?;
+    chdir(dir).map_err(failed("changing to it"))?;
+    let inert = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("proc"), "proc", Some("proc"), inert, none).map_err(failed("mounting proc"))?;
+    // Both arguments ".": the old root ends up on top of the new one, and is let go of
+    // there (pivot_root(2), NOTES). No directory for it is needed inside.
+    pivot_root(".", ".").map_err(failed("making it the root"))?;
+    umount2(".", MntFlags::MNT_DETACH).map_err(failed("letting go of the old root"))?;
+    chdir("/").map_err(failed("changing to the new root"))
+}
+
+/// As far as the hard limit goes, or beyond where that is allowed.
+fn raise_open_files() {
+    let limit = Resource::RLIMIT_NOFILE;
+    if setrlimit(limit, MAX_OPEN_FILES, MAX_OPEN_FILES).is_ok() {
+        return;
+    }
+    let raised = getrlimit(limit).and_then(|(_, hard)| setrlimit(limit, hard, hard));
+    if let Err(error) = raised {
+        log::warn!("cannot raise the limit of open files: {error}");
+    }
+}
+
+fn limit_capabilities() -> Result<(), JailError> {
+    let kept: CapSet = KEPT.into_iter().collect();
+    capctl::prctl::set_no_new_privs().map_err(JailError::Capabilities)?;
+    // Neither core dumps nor ptrace by a process of the same user.
+    capctl::prctl::set_dumpable(false).map_err(JailError::Capabilities)?;
+    capctl::bounding::clear_unknown().map_err(JailError::Capabilities)?;
+    for cap in Cap::iter().filter(|cap| !kept.has(*cap)) {
+        // Succeeds, too, for a capability this kernel does not know.
+        capctl::bounding::ensure_dropped(cap).map_err(JailError::Capabilities)?;
+    }
+    set_capabilities(kept)
+}
+
+/// Gives up the rest, for the calling thread and those it will spawn.
+pub fn drop_all_capabilities() -> Result<(), JailError> {
+    set_capabilities(CapSet::empty())
+}
+
+fn set_capabilities(set: CapSet) -> Result<(), JailError> {
+    let state = CapState {
+        effective: set,
+        permitted: set,
+        inheritable: CapSet::empty(),
+    };
+    state.set_current().map_err(JailError::Capabilities)
+}

@@ -1,0 +1,338 @@
+//! The machine: how it is built, how it runs, how it ends.
+//!
+//! Stop 5 of twelve, second part. [`Vm::build`] is the recipe; it reads from top to
+//! bottom in the order in which things must happen.
+
+use std::sync::{Arc, Mutex};
+
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use log::{error, info};
+use thiserror::Error;
+
+use crate::arch::boot::{self, BootError, BootSource};
+use crate::arch::mptable::{self, MpTableError};
+use crate::arch::regs::{self, RegsError};
+use crate::arch::{cpuid, layout};
+use crate::bus::BusOverlap;
+use crate::config::{ConsoleConfig, VmConfig};
+use crate::control_thread::{self, ControlError};
+use crate::devices::debug_port::{self, DebugPort};
+use crate::devices::i8042::{self, I8042};
+use crate::devices::serial::{self, ConsoleInput, ConsoleRing, RawTerminal, SerialConsole};
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::fs::{Fs, FsError, ShareControl};
+use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
+use crate::event_loop::{EventLoop, LoopError};
+use crate::exit::Exit;
+use crate::exit_latch::ExitLatch;
+use crate::irq::{self, GsiAllocator, IrqError};
+use crate::log::timeline;
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::opener::Resources;
+use crate::vcpu::{self, Buses, VcpuError, VcpuThreads};
+
+/// The one version of the KVM API there is (KVM API, 4.1).
+const KVM_API_VERSION: i32 = 12;
+/// How often KVM_CREATE_VM is repeated when a signal interrupts it.
+const CREATE_VM_ATTEMPTS: u32 = 100;
+/// How much of the console goes to the log when the machine did not end cleanly.
+const LOGGED_CONSOLE_LINES: usize = 60;
+/// Offset of QueueNotify in a virtio-mmio slot.
+const QUEUE_NOTIFY: u64 = virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+
+/// Why a machine could not be built.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The descriptor is not KVM's, or of another age.
+    #[error("the KVM device does not answer as KVM does (API version {0}, must be 12)")]
+    NotKvm(i32),
+    /// An ioctl failed.
+    #[error("KVM refused {what}")]
+    Kvm {
+        /// What was asked for.
+        what: &'static str,
+        /// What the ioctl said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// An eventfd or a copy of a descriptor could not be made.
+    #[error("the host refused a descriptor")]
+    Descriptor(#[from] std::io::Error),
+    /// See [`LoopError`].
+    #[error("cannot create the event loop")]
+    Loop(#[from] LoopError),
+    /// See [`MemoryError`].
+    #[error("cannot set up guest RAM")]
+    Memory(#[from] MemoryError),
+    /// See [`IrqError`].
+    #[error("cannot set up interrupts")]
+    Irq(#[from] IrqError),
+    /// Two devices at one address: an error in `layout`.
+    #[error("cannot place a device")]
+    Bus(#[from] BusOverlap),
+    /// See [`FsError`].
+    #[error("cannot build the virtio-fs device")]
+    Fs(#[from] FsError),
+    /// See [`VcpuError`].
+    #[error("cannot set up the vCPUs")]
+    Vcpu(#[from] VcpuError),
+    /// See [`BootError`].
+    #[error("cannot boot the guest")]
+    Boot(#[from] BootError),
+    /// See [`RegsError`].
+    #[error("cannot boot the guest")]
+    Tables(#[from] RegsError),
+    /// See [`MpTableError`].
+    #[error("cannot boot the guest")]
+    MpTable(#[from] MpTableError),
+}
+
+/// Why a machine could not be run.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// See [`VcpuError`].
+    #[error("cannot start the vCPUs")]
+    Vcpu(#[from] VcpuError),
+    /// See [`ControlError`].
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// See [`LoopError`].
+    #[error(transparent)]
+    Loop(#[from] LoopError),
+}
+
+/// A machine ready to run.
+///
+/// Fields are dropped in this order: guest RAM goes last, when no vCPU, device or slot of
+/// KVM's refers to it any more.
+pub struct Vm {
+    vcpus: Vec<VcpuFd>,
+    buses: Arc<Buses>,
+    event_loop: EventLoop,
+    latch: ExitLatch,
+    console: ConsoleRing,
+    share: Option<ShareControl>,
+    terminal: Option<RawTerminal>,
+    _vm: VmFd,
+    _memory: GuestMemory,
+}
+
+impl Vm {
+    /// Builds the machine that `config` describes; every file it names is open in
+    /// `resources`.
+    pub fn build(config: &VmConfig, mut resources: Resources) -> Result<Self, BuildError> {
+        let latch = ExitLatch::new()?;
+        let mut event_loop = EventLoop::new()?;
+        event_loop.add(Box::new(latch.clone()));
+
+        let vm = create_vm(&resources.kvm)?;
+        timeline("vm_created");
+        let memory = memory::allocate(config.memory_mib)?;
+        memory::register(&vm, &memory)?;
+        irq::create_controllers(&vm)?;
+
+        let mut buses = Buses::default();
+        let console = ConsoleRing::default();
+        let terminal = add_console(&vm, &mut buses, &mut event_loop, config, &console, &latch)?;
+        add_port_devices(&mut buses, &latch)?;
+        let (devices, share) = virtio_devices(config, &mut resources, &event_loop)?;
+        let slots = add_virtio(&vm, &mut buses, devices, &memory)?;
+
+        let supported = cpuid::supported(&resources.kvm)
+            .map_err(kvm_error("the list of processor features (CPUID)"))?;
+        let vcpus = vcpu::create(&vm, &supported, config.vcpus)?;
+
+        let cmdline = boot::cmdline(&config.kernel.cmdline, &slots)?;
+        let source = BootSource {
+            kernel: &mut resources.kernel,
+            initramfs: resources.initramfs.as_mut(),
+            cmdline: &cmdline,
+        };
+        let entry = boot::load(&memory, source)?;
+        regs::write_tables(&memory)?;
+        mptable::write(&memory, config.vcpus)?;
+        vcpu::set_entry(&vcpus, entry)?;
+
+        Ok(Self {
+            vcpus,
+            buses: Arc::new(buses),
+            event_loop,
+            latch,
+            console,
+            share,
+            terminal,
+            _vm: vm,
+            _memory: memory,
+        })
+    }
+
+    /// Runs the machine to its end. All threads started from here on have the calling
+    /// thread's capabilities.
+    ///
+    /// `control` is the VMM's end of the control socket, if there is one.
+    pub fn run(mut self, control: Option<std::os::fd::OwnedFd>) -> Result<Exit, RunError> {
+        if let Some(socket) = control {
+            let share = self.share.take();
+            control_thread::start(socket, share, self.latch.clone(), &mut self.event_loop)?;
+        }
+        timeline("kernel_entered");
+        let vcpus = std::mem::take(&mut self.vcpus);
+        let threads = VcpuThreads::start(vcpus, &self.buses, &self.latch)?;
+        let exit = loop {
+            if let Some(exit) = self.latch.exit() {
+                break exit;
+            }
+            self.event_loop.run_once()?;
+        };
+        // First the loop: a vCPU may be waiting for it.
+        drop(self.event_loop);
+        threads.stop();
+        drop(self.terminal);
+        let exit = verdict(exit, &self.console);
+        report(exit, &self.console);
+        // Not the rest: a thread that waits for the host may still use it. The process
+        // ends now anyway.
+        std::mem::forget((self.buses, self._vm, self._memory));
+        Ok(exit)
+    }
+}
+
+fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> BuildError {
+    move |source| BuildError::Kvm { what, source }
+}
+
+/// KVM_CREATE_VM, which a signal can interrupt on a loaded host.
+fn create_vm(kvm: &Kvm) -> Result<VmFd, BuildError> {
+    let version = kvm.get_api_version();
+    if version != KVM_API_VERSION {
+        return Err(BuildError::NotKvm(version));
+    }
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match kvm.create_vm() {
+            Err(error) if error.errno() == libc::EINTR && attempts < CREATE_VM_ATTEMPTS => {}
+            result => return result.map_err(kvm_error("to create a virtual machine")),
+        }
+    }
+}
+
+fn add_console(
+    vm: &VmFd,
+    buses: &mut Buses,
+    event_loop: &mut EventLoop,
+    config: &VmConfig,
+    ring: &ConsoleRing,
+    latch: &ExitLatch,
+) -> Result<Option<RawTerminal>, BuildError> {
+    let stdio = config.console == ConsoleConfig::Stdio;
+    let console = SerialConsole::new(ring.clone(), stdio)?;
+    irq::connect(vm, console.irqfd(), layout::SERIAL_GSI)?;
+    let console = Arc::new(Mutex::new(console));
+    buses
+        .ports
+        .insert(serial::BASE, serial::SIZE, console.clone())?;
+    if !stdio {
+        return Ok(None);
+    }
+    event_loop.add(Box::new(ConsoleInput::new(console, latch.clone())?));
+    Ok(RawTerminal::enter())
+}
+
+fn add_port_devices(buses: &mut Buses, latch: &ExitLatch) -> Result<(), BusOverlap> {
+    let ports = &mut buses.ports;
+    let controller = Arc::new(Mutex::new(I8042::new(latch.clone())));
+    ports.insert(i8042::BASE, i8042::SIZE, controller)?;
+    let debug_port = Arc::new(Mutex::new(DebugPort::new(latch.clone())));
+    ports.insert(debug_port::BASE, debug_port::SIZE, debug_port)
+}
+
+/// The virtio devices `config` asks for, in the order of their slots.
+fn virtio_devices(
+    config: &VmConfig,
+    resources: &mut Resources,
+    event_loop: &EventLoop,
+) -> Result<(Vec<Box<dyn VirtioDevice>>, Option<ShareControl>), BuildError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new(event_loop.handle()))];
+    if let (Some(vsock), Some(listener)) = (&config.vsock, resources.vsock_listener.take()) {
+        let target = vsock.guest_connect.clone();
+        let handle = event_loop.handle();
+        devices.push(Box::new(Vsock::new(vsock.cid, listener, target, handle)));
+    }
+    let mut control = None;
+    if let Some(share) = &config.share {
+        let fs = Fs::new(share)?;
+        control = Some(fs.control());
+        devices.push(Box::new(fs));
+    }
+    Ok((devices, control))
+}
+
+/// Gives each device a slot, an interrupt line and doorbells; returns slots and lines.
+fn add_virtio(
+    vm: &VmFd,
+    buses: &mut Buses,
+    devices: Vec<Box<dyn VirtioDevice>>,
+    memory: &GuestMemory,
+) -> Result<Vec<(u64, u32)>, BuildError> {
+    let mut lines = GsiAllocator::default();
+    let mut slots = Vec::new();
+    let bases = (layout::VIRTIO_MMIO_BASE..).step_by(layout::VIRTIO_MMIO_SIZE as usize);
+    for (base, device) in bases.zip(devices) {
+        let transport = MmioTransport::new(device, memory.clone())?;
+        let gsi = lines.allocate()?;
+        irq::connect(vm, transport.interrupt().irqfd(), gsi)?;
+        let doorbell = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
+        for (queue, kick) in (0u32..).zip(transport.kicks()) {
+            vm.register_ioevent(kick, &doorbell, queue)
+                .map_err(kvm_error("a doorbell (ioeventfd)"))?;
+        }
+        let transport = Arc::new(Mutex::new(transport));
+        buses.mmio.insert(base, layout::VIRTIO_MMIO_SIZE, transport)?;
+        slots.push((base, gsi));
+    }
+    Ok(slots)
+}
+
+/// A kernel that panics resets the machine; what it printed before tells the two apart.
+fn verdict(exit: Exit, console: &ConsoleRing) -> Exit {
+    if exit == Exit::Reset && console.shows_panic() {
+        Exit::Panic
+    } else {
+        exit
+    }
+}
+
+/// Says how the machine ended; for one that died, with its last words.
+fn report(exit: Exit, console: &ConsoleRing) {
+    if matches!(exit, Exit::Clean | Exit::Stopped) {
+        info!("{}", exit.describe());
+        return;
+    }
+    error!("{}; the console's last lines follow", exit.describe());
+    for line in console.last_lines(LOGGED_CONSOLE_LINES) {
+        error!("console: {line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_reset_after_the_panic_message_is_a_panic() {
+        use crate::bus::BusDevice;
+        let quiet = ConsoleRing::default();
+        assert_eq!(verdict(Exit::Reset, &quiet), Exit::Reset);
+        let ring = ConsoleRing::default();
+        let mut console = SerialConsole::new(ring.clone(), false).unwrap();
+        for byte in b"Kernel panic - not syncing: VFS\r\n" {
+            console.write(0, &[*byte]);
+        }
+        assert_eq!(verdict(Exit::Reset, &ring), Exit::Panic);
+        assert_eq!(verdict(Exit::Clean, &ring), Exit::Clean);
+        assert_eq!(verdict(Exit::TripleFault, &ring), Exit::TripleFault);
+    }
+}
