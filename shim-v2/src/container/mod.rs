@@ -1,0 +1,248 @@
+//! Containers of the sandbox: each an init process and any number of execs.
+
+pub mod process;
+pub mod rootfs;
+pub mod spec;
+pub mod stdio;
+pub mod supervise;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use thiserror::Error;
+use tokio::sync::watch;
+
+use process::Process;
+use rootfs::Shared;
+
+/// Nothing, or something else, has this id.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum LookupError {
+    /// No such container.
+    #[error("container {0} does not exist")]
+    NoContainer(String),
+    /// No such exec in the container.
+    #[error("container {0} has no process {1}")]
+    NoExec(String, String),
+    /// The id is taken.
+    #[error("container {0} exists already")]
+    Exists(String),
+    /// The exec id is taken.
+    #[error("container {0} has a process {1} already")]
+    ExecExists(String, String),
+}
+
+/// A container.
+pub struct Container {
+    /// Its id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// Its first process.
+    pub init: Arc<Process>,
+    /// What was made on the host for its files.
+    pub shared: Shared,
+    execs: Mutex<HashMap<String, Arc<Process>>>,
+}
+
+impl Container {
+    /// A container without execs.
+    pub fn new(id: String, bundle: PathBuf, init: Process, shared: Shared) -> Self {
+        Self {
+            id,
+            bundle,
+            init: Arc::new(init),
+            shared,
+            execs: Mutex::default(),
+        }
+    }
+
+    fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The init for an empty id, otherwise the exec.
+    ///
+    /// # Errors
+    /// [`LookupError::NoExec`].
+    pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, LookupError> {
+        if exec_id.is_empty() {
+            return Ok(self.init.clone());
+        }
+        let exec = self.execs().get(exec_id).cloned();
+        exec.ok_or_else(|| LookupError::NoExec(self.id.clone(), exec_id.to_owned()))
+    }
+
+    /// Adds an exec.
+    ///
+    /// # Errors
+    /// [`LookupError::ExecExists`].
+    pub fn add_exec(&self, exec: Process) -> Result<(), LookupError> {
+        use std::collections::hash_map::Entry;
+        match self.execs().entry(exec.exec_id.clone()) {
+            Entry::Occupied(entry) => {
+                let exec_id = entry.key().clone();
+                Err(LookupError::ExecExists(self.id.clone(), exec_id))
+            }
+            Entry::Vacant(entry) => {
+                entry.insert(Arc::new(exec));
+                Ok(())
+            }
+        }
+    }
+
+    /// Forgets an exec.
+    pub fn remove_exec(&self, exec_id: &str) {
+        self.execs().remove(exec_id);
+    }
+
+    /// All execs.
+    pub fn all_execs(&self) -> Vec<Arc<Process>> {
+        self.execs().values().cloned().collect()
+    }
+}
+
+/// The containers of a sandbox by id, including those still being created.
+pub struct Containers {
+    by_id: Mutex<HashMap<String, Entry>>,
+    count: watch::Sender<usize>,
+}
+
+enum Entry {
+    Creating,
+    Ready(Arc<Container>),
+}
+
+/// An id that is taken while its container is created; given back when dropped.
+pub struct Reservation<'a> {
+    containers: &'a Containers,
+    id: String,
+    kept: bool,
+}
+
+impl Default for Containers {
+    fn default() -> Self {
+        Self {
+            by_id: Mutex::default(),
+            count: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Containers {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Entry>> {
+        self.by_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an id for a container to be created.
+    ///
+    /// # Errors
+    /// [`LookupError::Exists`].
+    pub fn reserve(&self, id: &str) -> Result<Reservation<'_>, LookupError> {
+        let mut by_id = self.lock();
+        if by_id.contains_key(id) {
+            return Err(LookupError::Exists(id.to_owned()));
+        }
+        by_id.insert(id.to_owned(), Entry::Creating);
+        self.count.send_replace(by_id.len());
+        Ok(Reservation {
+            containers: self,
+            id: id.to_owned(),
+            kept: false,
+        })
+    }
+
+    /// A created container.
+    ///
+    /// # Errors
+    /// [`LookupError::NoContainer`], also for one that is still being created.
+    pub fn get(&self, id: &str) -> Result<Arc<Container>, LookupError> {
+        match self.lock().get(id) {
+            Some(Entry::Ready(container)) => Ok(container.clone()),
+            _ => Err(LookupError::NoContainer(id.to_owned())),
+        }
+    }
+
+    /// Forgets a container. Returns whether no other is left.
+    pub fn remove(&self, id: &str) -> bool {
+        let mut by_id = self.lock();
+        by_id.remove(id);
+        self.count.send_replace(by_id.len());
+        by_id.is_empty()
+    }
+
+    /// Whether a created container exists; one still being created does not count.
+    pub fn any_ready(&self) -> bool {
+        self.lock()
+            .values()
+            .any(|entry| matches!(entry, Entry::Ready(_)))
+    }
+
+    /// The number of ids taken, as it changes.
+    pub fn count(&self) -> watch::Receiver<usize> {
+        self.count.subscribe()
+    }
+}
+
+impl Reservation<'_> {
+    /// Puts the created container in place.
+    pub fn fill(mut self, container: Arc<Container>) {
+        self.kept = true;
+        self.containers
+            .lock()
+            .insert(self.id.clone(), Entry::Ready(container));
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.containers.remove(&self.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::process::State;
+    use super::stdio::Paths;
+    use super::*;
+
+    fn process(exec_id: &str) -> Process {
+        Process::new(exec_id.to_owned(), Paths::default(), Vec::new())
+    }
+
+    fn container() -> Container {
+        Container::new("c".into(), "/b".into(), process(""), Shared::default())
+    }
+
+    #[test]
+    fn an_id_is_taken_while_its_container_is_created_and_free_after_a_failure() {
+        let containers = Containers::default();
+        let reservation = containers.reserve("c").unwrap();
+        assert!(containers.reserve("c").is_err());
+        assert!(containers.get("c").is_err());
+        assert!(!containers.any_ready());
+        drop(reservation);
+        let reservation = containers.reserve("c").unwrap();
+        reservation.fill(Arc::new(container()));
+        assert!(containers.any_ready());
+        assert_eq!(containers.get("c").unwrap().id, "c");
+        assert_eq!(*containers.count().borrow(), 1);
+        assert!(containers.remove("c"));
+        assert_eq!(*containers.count().borrow(), 0);
+    }
+
+    #[test]
+    fn processes_are_found_by_exec_id() {
+        let container = container();
+        assert_eq!(container.process("").unwrap().state(), State::Created);
+        assert!(container.process("e").is_err());
+        container.add_exec(process("e")).unwrap();
+        assert!(container.add_exec(process("e")).is_err());
+        assert_eq!(container.process("e").unwrap().exec_id, "e");
+        container.remove_exec("e");
+        assert!(container.all_execs().is_empty());
+    }
+}

@@ -1,0 +1,399 @@
+//! Stop 11 of twelve: containerd's fifos and the guest's streams, one to one.
+//!
+//! Both ends of every fifo are held open. A reader of the output that goes away
+//! and comes back (containerd restarts, a client detaches) thus breaks nothing,
+//! and standard input does not end when one of its writers does: it ends with
+//! CloseIO, after which the last writer's end is the end.
+//!
+//! Output flows until the guest closes its stream. The exit of a process waits for
+//! that, but not for ever: a grandchild may keep the pipe open, a reader may sleep.
+
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use agent_protocol::STREAM_PORT;
+use agent_protocol::agent::Stdio;
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::sandbox::vsock::Vsock;
+
+/// Bytes moved at a time.
+const BUFFER: usize = 32 * 1024;
+/// How long a fifo of the output may wait for its first reader.
+const READER_DEADLINE: Duration = Duration::from_secs(10);
+/// How long after a process's exit its silent but open output is waited for.
+const IDLE_LIMIT: Duration = Duration::from_secs(2);
+/// How long after a process's exit its flowing or blocked output is waited for.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+
+/// The stdio of a process as containerd names it; empty means /dev/null.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Paths {
+    /// The process has a terminal; then there is no separate standard error.
+    pub terminal: bool,
+    /// Fifo the input comes from.
+    pub stdin: String,
+    /// Fifo the output goes to.
+    pub stdout: String,
+    /// Fifo the errors go to.
+    pub stderr: String,
+}
+
+/// Why the stdio of a process cannot be connected.
+#[derive(Debug, Error)]
+pub enum StdioError {
+    /// A scheme other than `fifo`.
+    #[error("{which} is {uri}: only fifos are supported")]
+    Scheme {
+        /// `stdin`, `stdout` or `stderr`.
+        which: &'static str,
+        /// As given.
+        uri: String,
+    },
+    /// The path is not a fifo, or cannot be opened.
+    #[error("{which}: fifo {path} cannot be opened")]
+    Open {
+        /// `stdin`, `stdout` or `stderr`.
+        which: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The guest does not take the stream.
+    #[error("{which}: the guest does not accept the stream")]
+    Connect {
+        /// `stdin`, `stdout` or `stderr`.
+        which: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The open fifos of a process that is being made, and the tokens of their streams.
+pub struct Fifos {
+    stdin: Option<(u64, pipe::Receiver, pipe::Sender)>,
+    outputs: Vec<(&'static str, u64, Output)>,
+}
+
+/// The running copies of one process.
+#[derive(Default)]
+pub struct Streams {
+    /// A writing end of standard input's fifo; while it lives the fifo does not end.
+    stdin_keeper: Mutex<Option<pipe::Sender>>,
+    stdin: Option<Task>,
+    outputs: Vec<Task>,
+    progress: Arc<Progress>,
+}
+
+/// Aborts its task when dropped.
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// What the output copies are doing.
+#[derive(Default)]
+struct Progress {
+    bytes: AtomicU64,
+    /// At least one copy waits for its reader.
+    blocked: AtomicU64,
+    open: watch::Sender<usize>,
+}
+
+impl Paths {
+    /// Refuses what is not a fifo before anything was made.
+    ///
+    /// # Errors
+    /// [`StdioError::Scheme`] and [`StdioError::Open`].
+    pub fn check(&self) -> Result<(), StdioError> {
+        for (which, uri) in self.given() {
+            let path = fifo_path(which, uri)?;
+            let meta = std::fs::metadata(&path);
+            let is_fifo = meta.and_then(|meta| match meta.file_type().is_fifo() {
+                true => Ok(()),
+                false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a fifo")),
+            });
+            is_fifo.map_err(|source| StdioError::Open {
+                which,
+                path,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    fn given(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let all = [
+            ("stdin", &self.stdin),
+            ("stdout", &self.stdout),
+            ("stderr", &self.stderr),
+        ];
+        let has_stderr = !self.terminal;
+        all.into_iter()
+            .map(|(which, uri)| (which, uri.as_str()))
+            .filter(move |(which, uri)| !uri.is_empty() && (has_stderr || *which != "stderr"))
+    }
+}
+
+/// `fifo:///path` or the plain path.
+fn fifo_path(which: &'static str, uri: &str) -> Result<PathBuf, StdioError> {
+    let path = uri.strip_prefix("fifo://").unwrap_or(uri);
+    if path.contains("://") {
+        let uri = uri.to_owned();
+        return Err(StdioError::Scheme { which, uri });
+    }
+    Ok(path.into())
+}
+
+impl Fifos {
+    /// Opens the fifos. Each gets a token for its stream: the returned message tells
+    /// the agent, which then waits for [`Fifos::connect`].
+    ///
+    /// # Errors
+    /// See [`StdioError`]; nothing stays open then.
+    pub async fn open(paths: &Paths) -> Result<(Self, Stdio), StdioError> {
+        let mut message = Stdio {
+            terminal: paths.terminal,
+            ..Stdio::default()
+        };
+        let mut fifos = Self {
+            stdin: None,
+            outputs: Vec::new(),
+        };
+        for (which, uri) in paths.given() {
+            let path = fifo_path(which, uri)?;
+            let failed = |source| StdioError::Open {
+                which,
+                path: path.clone(),
+                source,
+            };
+            let token = token().map_err(failed)?;
+            match which {
+                "stdin" => {
+                    let (fifo, keeper) = open_input(&path).map_err(failed)?;
+                    fifos.stdin = Some((token, fifo, keeper));
+                    message.stdin = token;
+                }
+                "stdout" => message.stdout = token,
+                _ => message.stderr = token,
+            }
+            if which != "stdin" {
+                let fifo = open_output(&path).await.map_err(failed)?;
+                fifos.outputs.push((which, token, fifo));
+            }
+        }
+        Ok((fifos, message))
+    }
+
+    /// Connects each fifo with its stream in the guest, once the agent knows the
+    /// tokens, and starts to copy.
+    ///
+    /// # Errors
+    /// [`StdioError::Connect`].
+    pub async fn connect(self, vsock: &Vsock) -> Result<Streams, StdioError> {
+        let mut streams = Streams::default();
+        if let Some((token, fifo, keeper)) = self.stdin {
+            let stream = dial(vsock, "stdin", token).await?;
+            streams.stdin_keeper = Mutex::new(Some(keeper));
+            streams.stdin = Some(Task(tokio::spawn(copy_in(fifo, stream))));
+        }
+        for (which, token, fifo) in self.outputs {
+            let stream = dial(vsock, which, token).await?;
+            streams.progress.open.send_modify(|open| *open += 1);
+            let copy = copy_out(stream, fifo, streams.progress.clone());
+            streams.outputs.push(Task(tokio::spawn(copy)));
+        }
+        Ok(streams)
+    }
+}
+
+impl Streams {
+    /// Lets standard input end: what was written so far is still delivered.
+    pub fn close_stdin(&self) {
+        self.stdin_keeper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+    }
+
+    /// Waits until all output was delivered, within limits. `false` when a limit
+    /// was hit; the copies go on then until the streams are dropped.
+    pub async fn drained(&self) -> bool {
+        let mut open = self.progress.open.subscribe();
+        let begin = Instant::now();
+        loop {
+            let before = self.progress.bytes.load(Ordering::Relaxed);
+            if timeout(IDLE_LIMIT, open.wait_for(|open| *open == 0))
+                .await
+                .is_ok()
+            {
+                return true;
+            }
+            let moved = self.progress.bytes.load(Ordering::Relaxed) != before;
+            let blocked = self.progress.blocked.load(Ordering::Relaxed) > 0;
+            if !moved && !blocked {
+                log::warn!("something still holds the output of an ended process open");
+                return false;
+            }
+            if begin.elapsed() >= DRAIN_LIMIT {
+                log::warn!("output of an ended process is still not read after {DRAIN_LIMIT:?}");
+                return false;
+            }
+        }
+    }
+
+    /// Whether every output came to its end.
+    pub fn is_drained(&self) -> bool {
+        *self.progress.open.borrow() == 0
+    }
+}
+
+/// A random token for a stream, never zero.
+fn token() -> io::Result<u64> {
+    let mut random = std::fs::File::open("/dev/urandom")?;
+    let mut bytes = [0; 8];
+    loop {
+        random.read_exact(&mut bytes)?;
+        match u64::from_le_bytes(bytes) {
+            0 => {}
+            token => return Ok(token),
+        }
+    }
+}
+
+async fn dial(vsock: &Vsock, which: &'static str, token: u64) -> Result<UnixStream, StdioError> {
+    let failed = |source| StdioError::Connect { which, source };
+    let mut stream = vsock.connect(STREAM_PORT).await.map_err(failed)?;
+    stream
+        .write_all(&token.to_le_bytes())
+        .await
+        .map_err(failed)?;
+    Ok(stream)
+}
+
+/// Opens the reading end, which never waits, and a writing end that keeps it open.
+fn open_input(path: &Path) -> io::Result<(pipe::Receiver, pipe::Sender)> {
+    let options = pipe::OpenOptions::new();
+    Ok((options.open_receiver(path)?, options.open_sender(path)?))
+}
+
+/// The writing end of a fifo with the reading end that keeps it from breaking.
+struct Output {
+    writer: pipe::Sender,
+    _keeper: pipe::Receiver,
+}
+
+/// Opens the writing end once somebody reads. Without waiting, a short-lived
+/// process's fifo could open and close before its client opened it, and the client
+/// would wait for ever.
+async fn open_output(path: &Path) -> io::Result<Output> {
+    let options = pipe::OpenOptions::new();
+    let writer = match options.open_sender(path) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => wait_for_reader(path).await?,
+        opened => opened?,
+    };
+    let keeper = options.open_receiver(path)?;
+    Ok(Output {
+        writer,
+        _keeper: keeper,
+    })
+}
+
+/// A blocking open on a thread of its own, ended by our own reader if none comes.
+async fn wait_for_reader(path: &Path) -> io::Result<pipe::Sender> {
+    let (blocking, own) = (path.to_owned(), path.to_owned());
+    let mut open = tokio::task::spawn_blocking(move || {
+        OpenOptions::new()
+            .write(true)
+            .custom_flags(libc::O_CLOEXEC)
+            .open(blocking)
+    });
+    let opened = match timeout(READER_DEADLINE, &mut open).await {
+        Ok(opened) => opened,
+        Err(_) => {
+            log::warn!(
+                "nobody reads {}, output will stall when the fifo is full",
+                own.display()
+            );
+            let _reader = pipe::OpenOptions::new().open_receiver(&own)?;
+            open.await
+        }
+    };
+    pipe::Sender::from_file(opened.map_err(io::Error::other)??)
+}
+
+/// Input: to the fifo's end, then a half-close, then until the guest has let go.
+async fn copy_in(mut fifo: pipe::Receiver, stream: UnixStream) {
+    let (mut from_guest, mut to_guest) = stream.into_split();
+    let copied = async {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            match fifo.read(&mut buffer).await? {
+                0 => return to_guest.shutdown().await,
+                length => to_guest.write_all(&buffer[..length]).await?,
+            }
+        }
+    };
+    match copied.await {
+        Ok(()) => {
+            let mut nothing = [0; 64];
+            while matches!(from_guest.read(&mut nothing).await, Ok(1..)) {}
+        }
+        // The process closed its input or is gone: the rest of the input has no reader.
+        Err(error) => log::debug!("input: {error}"),
+    }
+}
+
+/// Output: to the stream's end.
+async fn copy_out(mut stream: UnixStream, mut fifo: Output, progress: Arc<Progress>) {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = match stream.read(&mut buffer).await {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(error) => {
+                log::debug!("output: {error}");
+                break;
+            }
+        };
+        progress.blocked.fetch_add(1, Ordering::Relaxed);
+        let written = fifo.writer.write_all(&buffer[..length]).await;
+        progress.blocked.fetch_sub(1, Ordering::Relaxed);
+        if let Err(error) = written {
+            log::warn!("output is lost: {error}");
+            break;
+        }
+        first_byte();
+        progress.bytes.fetch_add(length as u64, Ordering::Relaxed);
+    }
+    // The reader sees the end before anybody is told that it came.
+    drop(fifo);
+    progress.open.send_modify(|open| *open -= 1);
+}
+
+/// Logs the first output of the sandbox, once.
+fn first_byte() {
+    static LOGGED: AtomicBool = AtomicBool::new(false);
+    if !LOGGED.swap(true, Ordering::Relaxed) {
+        crate::log::timeline("first_byte_out");
+    }
+}
+
+#[cfg(test)]
+#[path = "stdio_test.rs"]
+mod tests;

@@ -1,0 +1,111 @@
+//! Stop 12 of twelve: a process's end becomes Wait's answer and the exit event.
+//!
+//! One task per process, and only it records the exit: so there is exactly one,
+//! whether the guest reports it or the whole VM dies. It comes after the output
+//! was delivered, and for an init after the exits of its execs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use containerd_shim_protos::events::task::TaskExit;
+use tokio::time::timeout;
+
+use super::Container;
+use super::process::{Exit, KILLED, Process, State};
+use crate::events::Events;
+use crate::sandbox::Sandbox;
+use crate::sandbox::agent::AgentError;
+
+/// How long the exit of an init waits for those of its execs: their own output may
+/// be slow to be read.
+const EXECS: Duration = Duration::from_secs(11);
+
+/// Follows a process to its end and publishes it.
+pub async fn supervise(
+    events: Events,
+    sandbox: Arc<Sandbox>,
+    container: Arc<Container>,
+    process: Arc<Process>,
+) {
+    let exit = match sandbox.agent.wait(&container.id, &process.exec_id).await {
+        Ok(status) => Exit::now(status),
+        Err(error) => {
+            log::error!(
+                "{}: exit status {KILLED}: {error}",
+                name(&container, &process)
+            );
+            if matches!(error, AgentError::Connection { .. }) {
+                // An agent that cannot be asked is a machine that cannot be used.
+                sandbox.kill();
+            }
+            Exit::now(KILLED)
+        }
+    };
+    process.settled().await;
+    if process.exec_id.is_empty() {
+        end_execs(&container).await;
+    }
+    if let Some(streams) = process.streams() {
+        streams.drained().await;
+        if streams.is_drained() {
+            process.drop_streams();
+        }
+    }
+    publish_exit(&events, sandbox.pid(), &container, &process, exit);
+}
+
+/// Records and publishes an exit, if it is the process's first.
+pub fn publish_exit(
+    events: &Events,
+    pid: u32,
+    container: &Container,
+    process: &Process,
+    exit: Exit,
+) {
+    if !process.exited(exit) {
+        return;
+    }
+    log::info!(
+        "{} exited with status {}",
+        name(container, process),
+        exit.status
+    );
+    let id = match process.exec_id.as_str() {
+        "" => &container.id,
+        exec_id => exec_id,
+    };
+    events.publish(&TaskExit {
+        container_id: container.id.clone(),
+        id: id.to_owned(),
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(exit.at.into()).into(),
+        ..TaskExit::default()
+    });
+}
+
+/// An init takes its execs along; their exits are published first.
+async fn end_execs(container: &Container) {
+    let all = async {
+        for exec in container.all_execs() {
+            match exec.state() {
+                // Never started, so there is no exit to tell: only waiters are let go.
+                State::Created => drop(exec.exited(Exit::now(KILLED))),
+                _ => drop(exec.wait().await),
+            }
+        }
+    };
+    if timeout(EXECS, all).await.is_err() {
+        log::warn!(
+            "container {}: a process did not end with its init",
+            container.id
+        );
+    }
+}
+
+fn name(container: &Container, process: &Process) -> String {
+    match process.exec_id.as_str() {
+        "" => format!("container {}", container.id),
+        exec_id => format!("container {} process {exec_id}", container.id),
+    }
+}

@@ -1,0 +1,69 @@
+//! `delete`: containerd found the shim dead, or never got it to answer. Undoes what
+//! `state.json` says, by the same path as a live shim, and answers for the task.
+//!
+//! containerd gives this five seconds and takes a failure for "exit status
+//! unknown", so whatever cannot be undone is logged and the answer still given.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::DeleteResponse;
+use log::LevelFilter;
+
+use crate::container::process::KILLED;
+use crate::error::chain;
+use crate::flags::Flags;
+use crate::mount;
+use crate::sandbox::cleanup;
+use crate::sandbox::state_file::{StateFile, run_dir};
+
+/// Cleans up and describes the task's end: killed, just now.
+pub fn delete(flags: &Flags) -> DeleteResponse {
+    let bundle = flags
+        .bundle
+        .clone()
+        .or_else(|| std::env::current_dir().ok());
+    let bundle = bundle.unwrap_or_else(|| PathBuf::from("."));
+    let level = if flags.debug {
+        LevelFilter::Debug
+    } else {
+        LevelFilter::Info
+    };
+    crate::log::init(&bundle, &flags.id, level);
+    let pid = match StateFile::load(run_dir(&flags.namespace, &flags.id)) {
+        Ok(Some(file)) => clean_up(&file),
+        // Nothing was made, or another container of the pod holds it.
+        Ok(None) => 0,
+        Err(error) => {
+            log::error!("the sandbox's state cannot be read, nothing is cleaned up: {error}");
+            0
+        }
+    };
+    if let Err(error) = mount::unmount(&bundle.join("rootfs")) {
+        log::error!("the bundle's rootfs cannot be unmounted: {error}");
+    }
+    DeleteResponse {
+        pid,
+        exit_status: KILLED,
+        exited_at: Some(SystemTime::now().into()).into(),
+        ..DeleteResponse::default()
+    }
+}
+
+/// Returns the pid containerd knew the task by.
+fn clean_up(file: &StateFile) -> u32 {
+    let state = file.state();
+    let pid = state.vmm.and_then(|vmm| u32::try_from(vmm.pid).ok());
+    // The shim first: it would still act on what is undone here.
+    let shim = state.shim.map_or(Ok(()), |shim| cleanup::kill(&shim));
+    let steps = [
+        shim,
+        cleanup::release_sandbox(file),
+        cleanup::remove_shim(file),
+    ];
+    for error in steps.into_iter().filter_map(Result::err) {
+        log::error!("clean-up: {}", chain(&error));
+    }
+    log::info!("cleaned up after a shim that is gone");
+    pid.unwrap_or_default()
+}

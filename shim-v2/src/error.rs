@@ -1,0 +1,150 @@
+//! The one mapping from what went wrong to the status containerd gets.
+
+use std::error::Error as StdError;
+
+use thiserror::Error;
+use ttrpc::Code;
+
+use crate::config::ConfigError;
+use crate::container::LookupError;
+use crate::container::process::StateError;
+use crate::container::rootfs::RootfsError;
+use crate::container::spec::SpecError;
+use crate::container::stdio::StdioError;
+use crate::ids::InvalidId;
+use crate::mount::MountError;
+use crate::sandbox::SlotError;
+use crate::sandbox::agent::{AgentError, BellError};
+use crate::sandbox::boot::BootError;
+
+/// Any failure of a task call.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// An id that cannot be a file name.
+    #[error(transparent)]
+    Id(#[from] InvalidId),
+    /// The configuration file.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The OCI spec.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// No such container or exec, or one too many.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// The wrong moment for this verb.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The sandbox is not there to use.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
+    /// The sandbox did not boot.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Rootfs and volumes.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    /// Fifos and streams.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The guest.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// An argument of the call.
+    #[error("{what}: {problem}")]
+    Argument {
+        /// The field of the request.
+        what: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A task of the shim panicked.
+    #[error("the shim failed in {0}: see containerd's log")]
+    Panicked(&'static str),
+    /// A verb this runtime does not have.
+    #[error("{0} is not supported by this runtime")]
+    Unsupported(&'static str),
+}
+
+impl Error {
+    /// The status code: what containerd bases its decisions on.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::Id(_) | Self::Spec(_) | Self::Stdio(_) | Self::Argument { .. } => {
+                Code::INVALID_ARGUMENT
+            }
+            Self::Config(_) | Self::State(StateError::NotCreated | StateError::Running) => {
+                Code::FAILED_PRECONDITION
+            }
+            Self::State(StateError::NotRunning) | Self::Slot(_) => Code::FAILED_PRECONDITION,
+            // containerd takes NotFound from Kill and Delete as "done already".
+            Self::State(StateError::Finished) => Code::NOT_FOUND,
+            Self::Lookup(LookupError::NoContainer(_) | LookupError::NoExec(..)) => Code::NOT_FOUND,
+            Self::Lookup(LookupError::Exists(_) | LookupError::ExecExists(..)) => {
+                Code::ALREADY_EXISTS
+            }
+            Self::Boot(error) => boot_code(error),
+            Self::Rootfs(RootfsError::Root { .. }) => Code::INVALID_ARGUMENT,
+            Self::Rootfs(RootfsError::Mount(
+                MountError::Option { .. } | MountError::TooLong { .. },
+            )) => Code::INVALID_ARGUMENT,
+            Self::Rootfs(_) | Self::Panicked(_) => Code::INTERNAL,
+            Self::Agent(error) => agent_code(error),
+            Self::Unsupported(_) => Code::UNIMPLEMENTED,
+        }
+    }
+
+    /// The error as ttrpc sends it, with the whole chain of causes as its text.
+    pub fn into_status(self) -> ttrpc::Error {
+        ttrpc::Error::RpcStatus(ttrpc::get_status(self.code(), chain(&self)))
+    }
+}
+
+fn boot_code(error: &BootError) -> Code {
+    match error {
+        BootError::Spec(_) | BootError::Netns { .. } => Code::INVALID_ARGUMENT,
+        BootError::Config(_) | BootError::Kvm(_) => Code::FAILED_PRECONDITION,
+        BootError::Bell(BellError::Version(_)) => Code::FAILED_PRECONDITION,
+        BootError::Deadline => Code::DEADLINE_EXCEEDED,
+        BootError::Cancelled => Code::CANCELLED,
+        BootError::Agent(error) => agent_code(error),
+        BootError::Mount(_)
+        | BootError::Host { .. }
+        | BootError::Ended(_)
+        | BootError::Bell(_)
+        | BootError::Leftover(_) => Code::INTERNAL,
+    }
+}
+
+fn agent_code(error: &AgentError) -> Code {
+    match error {
+        // From Create, containerd takes Unimplemented as "speaks an older API" and tries again.
+        AgentError::Status {
+            code: Code::UNIMPLEMENTED | Code::OK,
+            ..
+        } => Code::INTERNAL,
+        AgentError::Status { code, .. } => *code,
+        AgentError::Deadline { .. } => Code::DEADLINE_EXCEEDED,
+        AgentError::VmGone { .. } | AgentError::Connection { .. } => Code::INTERNAL,
+    }
+}
+
+/// An error and its causes in one line.
+pub fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Transparent variants repeat the text of what they wrap.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "error_test.rs"]
+mod tests;

@@ -1,0 +1,341 @@
+//! Stop 8 of twelve: the agent in the guest. Checks who rang the bell, then speaks
+//! `agent.proto`: typed calls, each with a deadline, each ending at once when the
+//! VM does.
+//!
+//! Whatever the guest says is bounded before anybody reads it: a hostile guest may
+//! lie about its own container, but not flood or forge the host's log.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+use agent_protocol::agent::{
+    Announce, CreateContainerRequest, DeleteProcessRequest, Empty, ExecProcessRequest,
+    ListPidsRequest, ResizePtyRequest, SignalProcessRequest, StartContainerRequest,
+    WaitProcessRequest,
+};
+use agent_protocol::agent_ttrpc::AgentClient;
+use agent_protocol::{MAX_ANNOUNCE_LEN, RPC_PORT, VERSION};
+use protobuf::Message;
+use thiserror::Error;
+use tokio::io::AsyncReadExt;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use ttrpc::asynchronous::Client;
+use ttrpc::asynchronous::transport::Socket;
+
+use super::vmm_process::{self, VmmEnd};
+use super::vsock::Vsock;
+
+/// Setting a container up may read a lot through the share.
+const CREATE: Duration = Duration::from_secs(60);
+/// Looking a program up and executing it.
+const START: Duration = Duration::from_secs(30);
+/// Killing what is left in a container and unmounting it.
+const DELETE: Duration = Duration::from_secs(4);
+/// Calls that only touch the agent's own state.
+const QUICK: Duration = Duration::from_secs(3);
+/// A listing that has a fallback; containerd itself waits 2 s for it.
+const LISTING: Duration = Duration::from_secs(1);
+/// Ending the machine; the answer may never come.
+const POWER_OFF: Duration = Duration::from_secs(1);
+/// How long a broken connection may take to turn out as the VM's end.
+const END_GRACE: Duration = Duration::from_secs(1);
+/// How long the announcement may take once the bell rang.
+const ANNOUNCE: Duration = Duration::from_secs(5);
+/// Longest error text taken from the guest, in characters.
+const MAX_TEXT: usize = 1024;
+
+/// Why the guest did not do what it was asked to.
+#[derive(Debug, Error)]
+pub enum AgentError {
+    /// It answered with an error.
+    #[error("{text}")]
+    Status {
+        /// Its code.
+        code: ttrpc::Code,
+        /// Its text, bounded and in one line.
+        text: String,
+    },
+    /// It did not answer in time.
+    #[error("the guest did not answer {call} within {} s", deadline.as_secs())]
+    Deadline {
+        /// What was asked.
+        call: &'static str,
+        /// How long it was waited for.
+        deadline: Duration,
+    },
+    /// The VM ended before the answer came.
+    #[error("the virtual machine ended during {call}: {reason}")]
+    VmGone {
+        /// What was asked.
+        call: &'static str,
+        /// Why it ended.
+        reason: String,
+    },
+    /// The connection broke though the VM lives: the agent violated the protocol.
+    #[error("the connection to the agent broke during {call}: {text}")]
+    Connection {
+        /// What was asked.
+        call: &'static str,
+        /// What the transport says.
+        text: String,
+    },
+}
+
+/// Why the first contact failed.
+#[derive(Debug, Error)]
+pub enum BellError {
+    /// The connection that should announce the agent broke.
+    #[error("the guest's announcement did not arrive")]
+    Read(#[source] io::Error),
+    /// Not an announcement.
+    #[error("the guest's announcement is malformed")]
+    Malformed(#[source] protobuf::Error),
+    /// Another contract.
+    #[error(
+        "the agent speaks version {0} of the protocol, this shim {VERSION}: install shim and initramfs of the same release"
+    )]
+    Version(u32),
+    /// The bell was not rung by the agent of this boot.
+    #[error("the announcement does not carry this boot's nonce")]
+    Nonce,
+}
+
+/// Accepts the one connection of the bell and checks it.
+///
+/// # Errors
+/// See [`BellError`].
+pub async fn answer_bell(listener: &UnixListener, nonce: &str) -> Result<(), BellError> {
+    let (stream, _) = listener.accept().await.map_err(BellError::Read)?;
+    let announce = match timeout(ANNOUNCE, read_announce(stream)).await {
+        Ok(announce) => announce?,
+        Err(_) => return Err(BellError::Read(io::ErrorKind::TimedOut.into())),
+    };
+    if announce.version != VERSION {
+        return Err(BellError::Version(announce.version));
+    }
+    if announce.nonce != nonce {
+        return Err(BellError::Nonce);
+    }
+    let (init, announced) = (announce.init_us, announce.announce_us);
+    log::info!("agent announced; guest clock: PID 1 at {init} us, serving at {announced} us");
+    Ok(())
+}
+
+async fn read_announce(stream: UnixStream) -> Result<Announce, BellError> {
+    let mut bytes = Vec::new();
+    let mut limited = stream.take(MAX_ANNOUNCE_LEN as u64);
+    limited
+        .read_to_end(&mut bytes)
+        .await
+        .map_err(BellError::Read)?;
+    Announce::parse_from_bytes(&bytes).map_err(BellError::Malformed)
+}
+
+/// A connection to the agent; clones share it.
+#[derive(Clone)]
+pub struct Agent {
+    client: AgentClient,
+    gone: watch::Receiver<Option<VmmEnd>>,
+}
+
+impl Agent {
+    /// Connects to the agent's RPC port.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn connect(
+        vsock: &Vsock,
+        gone: watch::Receiver<Option<VmmEnd>>,
+    ) -> Result<Self, AgentError> {
+        let stream = vsock
+            .connect(RPC_PORT)
+            .await
+            .map_err(|error| AgentError::Connection {
+                call: "connect",
+                text: error.to_string(),
+            })?;
+        let client = AgentClient::new(Client::new(Socket::new(stream)));
+        Ok(Self { client, gone })
+    }
+
+    /// Sets a container up; its program is found but not running yet.
+    pub async fn create(&self, request: &CreateContainerRequest) -> Result<(), AgentError> {
+        let call = self.client.create_container(within(CREATE), request);
+        self.call("CreateContainer", CREATE, call).await.map(drop)
+    }
+
+    /// Lets a created container's program run.
+    pub async fn start(&self, container: &str) -> Result<(), AgentError> {
+        let request = StartContainerRequest {
+            container_id: container.to_owned(),
+            ..StartContainerRequest::default()
+        };
+        let call = self.client.start_container(within(START), &request);
+        self.call("StartContainer", START, call).await.map(drop)
+    }
+
+    /// Runs one more process in a container.
+    pub async fn exec(&self, request: &ExecProcessRequest) -> Result<(), AgentError> {
+        let call = self.client.exec_process(within(START), request);
+        self.call("ExecProcess", START, call).await.map(drop)
+    }
+
+    /// Sends a signal to a process, or to all of its container.
+    pub async fn signal(&self, request: &SignalProcessRequest) -> Result<(), AgentError> {
+        let call = self.client.signal_process(within(QUICK), request);
+        self.call("SignalProcess", QUICK, call).await.map(drop)
+    }
+
+    /// Waits for a process's end, for as long as it lives; returns its exit status.
+    pub async fn wait(&self, container: &str, exec: &str) -> Result<u32, AgentError> {
+        let request = WaitProcessRequest {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            ..WaitProcessRequest::default()
+        };
+        let call = self
+            .client
+            .wait_process(ttrpc::context::Context::default(), &request);
+        let answer = self.call("WaitProcess", Duration::ZERO, call).await?;
+        Ok(answer.exit_status.min(255))
+    }
+
+    /// Forgets an ended process, or with an empty `exec` the whole container.
+    pub async fn delete(&self, container: &str, exec: &str) -> Result<(), AgentError> {
+        let request = DeleteProcessRequest {
+            container_id: container.to_owned(),
+            exec_id: exec.to_owned(),
+            ..DeleteProcessRequest::default()
+        };
+        let call = self.client.delete_process(within(DELETE), &request);
+        self.call("DeleteProcess", DELETE, call).await.map(drop)
+    }
+
+    /// Sets the size of a process's terminal.
+    pub async fn resize(&self, request: &ResizePtyRequest) -> Result<(), AgentError> {
+        let call = self.client.resize_pty(within(QUICK), request);
+        self.call("ResizePty", QUICK, call).await.map(drop)
+    }
+
+    /// The pids in a container, as the guest numbers them.
+    pub async fn pids(&self, container: &str) -> Result<Vec<u32>, AgentError> {
+        let request = ListPidsRequest {
+            container_id: container.to_owned(),
+            ..ListPidsRequest::default()
+        };
+        let call = self.client.list_pids(within(LISTING), &request);
+        Ok(self.call("ListPids", LISTING, call).await?.pids)
+    }
+
+    /// Ends the machine cleanly. An error may just mean that it was quick.
+    pub async fn power_off(&self) -> Result<(), AgentError> {
+        let request = Empty::default();
+        let call = self.client.power_off(within(POWER_OFF), &request);
+        self.call("PowerOff", POWER_OFF, call).await.map(drop)
+    }
+
+    /// Runs one call to its answer, its deadline or the VM's end.
+    async fn call<T>(
+        &self,
+        call: &'static str,
+        deadline: Duration,
+        answer: impl Future<Output = ttrpc::Result<T>>,
+    ) -> Result<T, AgentError> {
+        let mut gone = self.gone.clone();
+        let result = tokio::select! {
+            biased;
+            result = answer => result,
+            end = vmm_process::end(&mut gone) => {
+                return Err(AgentError::VmGone { call, reason: end.reason });
+            }
+        };
+        let error = match result {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        match error {
+            ttrpc::Error::RpcStatus(status) => Err(from_status(call, deadline, &status)),
+            error => {
+                let text = bounded(&error.to_string());
+                match timeout(END_GRACE, vmm_process::end(&mut gone)).await {
+                    Ok(end) => Err(AgentError::VmGone {
+                        call,
+                        reason: end.reason,
+                    }),
+                    Err(_) => Err(AgentError::Connection { call, text }),
+                }
+            }
+        }
+    }
+}
+
+fn within(deadline: Duration) -> ttrpc::context::Context {
+    ttrpc::context::with_duration(deadline)
+}
+
+fn from_status(call: &'static str, deadline: Duration, status: &ttrpc::Status) -> AgentError {
+    match status.code.enum_value() {
+        Ok(ttrpc::Code::DEADLINE_EXCEEDED) => AgentError::Deadline { call, deadline },
+        code => AgentError::Status {
+            code: code.unwrap_or(ttrpc::Code::UNKNOWN),
+            text: bounded(&status.message),
+        },
+    }
+}
+
+/// A text of the guest's, fit for logs and errors.
+fn bounded(text: &str) -> String {
+    text.chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_TEXT)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    async fn ring(name: &str, bytes: &[u8]) -> Result<(), BellError> {
+        let path = std::env::temp_dir().join(format!("husk-bell-{name}-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let mut guest = UnixStream::connect(&path).await.unwrap();
+        guest.write_all(bytes).await.unwrap();
+        drop(guest);
+        std::fs::remove_file(path).unwrap();
+        answer_bell(&listener, "abc").await
+    }
+
+    fn announce(version: u32, nonce: &str) -> Vec<u8> {
+        let announce = Announce {
+            version,
+            nonce: nonce.to_owned(),
+            ..Announce::default()
+        };
+        announce.write_to_bytes().unwrap()
+    }
+
+    #[tokio::test]
+    async fn only_this_boots_agent_is_let_in() {
+        ring("right", &announce(VERSION, "abc")).await.unwrap();
+        let wrong = ring("nonce", &announce(VERSION, "abd")).await;
+        assert!(matches!(wrong, Err(BellError::Nonce)));
+        let old = ring("version", &announce(VERSION + 1, "abc")).await;
+        assert!(matches!(old, Err(BellError::Version(_))));
+        assert!(matches!(
+            ring("garbage", b"\xff\xff").await,
+            Err(BellError::Malformed(_))
+        ));
+        let flood = vec![0x22; 2 * MAX_ANNOUNCE_LEN];
+        assert!(ring("flood", &flood).await.is_err());
+    }
+
+    #[test]
+    fn texts_of_the_guest_are_bounded_and_in_one_line() {
+        assert_eq!(bounded("a\nb\x1b[2Jc"), "ab[2Jc");
+        assert_eq!(bounded(&"x".repeat(5000)).len(), MAX_TEXT);
+    }
+}

@@ -1,0 +1,367 @@
+//! Stop 4 of twelve: boots the sandbox. Sizes the VM, makes its jail, clones the
+//! VMM into its namespaces, hands it its `VmConfig` and waits until the agent
+//! announces itself.
+//!
+//! On every failure the VMM dies with its handle, and clean-up follows the record
+//! in `state.json`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use agent_protocol::{BELL_PORT, NONCE_KEY, SHARE_TAG};
+use husk_vmm::config::{ConsoleConfig, KernelConfig, ShareConfig, Source, VmConfig, VsockConfig};
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::agent::{self, Agent, AgentError, BellError};
+use super::cleanup::CleanupError;
+use super::control::Control;
+use super::size::{Host, Size};
+use super::state_file::{ProcessRef, StateFile};
+use super::vmm_process::{self, Spawned, VmmEnd};
+use super::vsock::Vsock;
+use super::{Sandbox, Stop};
+use crate::config::{Config, ConfigError};
+use crate::container::spec::{Spec, SpecError};
+use crate::mount::{self, MountError};
+use crate::sys;
+
+/// How long the guest may take from the VMM's start to its announcement. A boot
+/// takes well under a second on silicon, and seconds on an emulated host.
+const BOOT_DEADLINE: Duration = Duration::from_secs(60);
+/// The guest's vsock context id; each VMM has a vsock world of its own.
+const GUEST_CID: u32 = 3;
+/// Silent unless it panics, then at once: the VMM keeps the text and sees the reset.
+const CMDLINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=k";
+
+/// Why a sandbox did not come up.
+#[derive(Debug, Error)]
+pub enum BootError {
+    /// A file of the installation is missing.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The spec asks for a network this host cannot give.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// No KVM.
+    #[error(
+        "/dev/kvm cannot be opened: is the kvm_intel or kvm_amd module loaded and virtualization enabled in the firmware?"
+    )]
+    Kvm(#[source] io::Error),
+    /// The network namespace cannot be used.
+    #[error("linux.namespaces: network namespace {path} {problem}")]
+    Netns {
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The jail's mount.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// A step on the host.
+    #[error("cannot {step}")]
+    Host {
+        /// Which.
+        step: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The VMM ended while booting.
+    #[error("the virtual machine did not boot: {0}")]
+    Ended(String),
+    /// The guest stayed silent.
+    #[error("the virtual machine did not announce itself within {} s", BOOT_DEADLINE.as_secs())]
+    Deadline,
+    /// The wrong guest announced itself.
+    #[error(transparent)]
+    Bell(#[from] BellError),
+    /// The first call failed.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// What was left of an earlier attempt is in the way.
+    #[error(transparent)]
+    Leftover(#[from] CleanupError),
+    /// The shim was told to end meanwhile.
+    #[error("the sandbox was stopped while it was booting")]
+    Cancelled,
+}
+
+fn host(step: &'static str) -> impl FnOnce(io::Error) -> BootError {
+    move |source| BootError::Host { step, source }
+}
+
+/// Boots the sandbox of `spec`.
+///
+/// # Errors
+/// See [`BootError`]. The caller then runs [`super::release`].
+pub async fn boot(
+    file: Arc<StateFile>,
+    config: &Config,
+    spec: &Spec,
+    cancelled: watch::Receiver<bool>,
+) -> Result<Sandbox, BootError> {
+    let size = super::size::size(spec.resources(), config, Host::read());
+    log::info!("booting: {} vCPU, {} MiB", size.vcpus, size.memory_mib);
+    let files = Files::open(config)?;
+    let netns = spec.network_namespace()?.map(open_netns).transpose()?;
+    let (vmm, record) = (config.vmm.clone(), file.clone());
+    let prepare = move || prepare(&vmm, &record, files, netns);
+    let prepared = tokio::task::spawn_blocking(prepare).await;
+    let prepared = prepared.map_err(|error| host("start the VMM")(io::Error::other(error)))??;
+    let Prepared {
+        spawned,
+        files,
+        vsock,
+        bell,
+        listener,
+    } = prepared;
+
+    let (mut config_pipe, control, watch) = spawned.into_parts();
+    let vmm = watch().map_err(host("watch the VMM"))?;
+    let control = Control::start(control).map_err(host("use the control socket"))?;
+    let nonce = nonce().map_err(host("read random bytes"))?;
+    let document = vm_config(size, config, &files, &listener, &nonce);
+    let json = serde_json::to_vec(&document).map_err(|e| host("write the VmConfig")(e.into()))?;
+    config_pipe
+        .write_all(&json)
+        .map_err(host("write the VmConfig"))?;
+    drop((config_pipe, files, listener));
+
+    bell.set_nonblocking(true)
+        .map_err(host("wait for the agent"))?;
+    let bell = tokio::net::UnixListener::from_std(bell).map_err(host("wait for the agent"))?;
+    wait_for_agent(&bell, &nonce, vmm.gone(), cancelled).await?;
+    crate::log::timeline("agent_announced");
+    // Nobody may ring again: from here on containers share the guest with the agent.
+    drop(bell);
+    fs::remove_file(vsock.path(&bell_name())).map_err(host("close the bell"))?;
+    let agent = Agent::connect(&vsock, vmm.gone()).await?;
+    Ok(Sandbox {
+        file,
+        agent,
+        vsock,
+        control,
+        vmm,
+        stop: watch::Sender::new(Stop::No),
+    })
+}
+
+/// Waits until the agent announced itself, or until it never will.
+async fn wait_for_agent(
+    bell: &tokio::net::UnixListener,
+    nonce: &str,
+    mut gone: watch::Receiver<Option<VmmEnd>>,
+    mut cancelled: watch::Receiver<bool>,
+) -> Result<(), BootError> {
+    tokio::select! {
+        rung = timeout(BOOT_DEADLINE, agent::answer_bell(bell, nonce)) => match rung {
+            Ok(rung) => Ok(rung?),
+            Err(_) => Err(BootError::Deadline),
+        },
+        end = vmm_process::end(&mut gone) => Err(BootError::Ended(end.reason)),
+        _ = cancelled.wait_for(|cancelled| *cancelled) => Err(BootError::Cancelled),
+    }
+}
+
+fn bell_name() -> String {
+    format!("vsock_{BELL_PORT}")
+}
+
+/// The files of the installation, opened for the VMM.
+struct Files {
+    kvm: OwnedFd,
+    kernel: OwnedFd,
+    initramfs: OwnedFd,
+}
+
+impl Files {
+    fn open(config: &Config) -> Result<Self, BootError> {
+        let open = |key, file: &Path| match File::open(file) {
+            Ok(opened) => Ok(OwnedFd::from(opened)),
+            Err(source) => Err(ConfigError::File {
+                key,
+                file: file.to_owned(),
+                source,
+            }),
+        };
+        open("vmm", &config.vmm)?;
+        let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+        Ok(Self {
+            kernel: open("kernel", &config.kernel)?,
+            initramfs: open("initramfs", &config.initramfs)?,
+            kvm: kvm.map_err(BootError::Kvm)?.into(),
+        })
+    }
+}
+
+/// Opens the pod's network namespace and makes sure that it is one, and not the host's.
+fn open_netns(path: &Path) -> Result<OwnedFd, BootError> {
+    let wrong = |problem: String| BootError::Netns {
+        path: path.to_owned(),
+        problem,
+    };
+    // O_NONBLOCK: should the path name a fifo, this must not hang.
+    let open = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path);
+    let netns = open.map_err(|error| wrong(format!("cannot be opened: {error}")))?;
+    if !sys::namespace_kind(netns.as_fd()).is_ok_and(|kind| kind == libc::CLONE_NEWNET) {
+        return Err(wrong("is not a network namespace".to_owned()));
+    }
+    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    let own = fs::metadata("/proc/self/ns/net").map(identity);
+    if netns.metadata().map(identity).ok() == own.ok() {
+        let problem = "is the host's: a virtual machine has a network of its own";
+        return Err(wrong(problem.to_owned()));
+    }
+    Ok(netns.into())
+}
+
+/// What exists once the VMM waits for its configuration.
+struct Prepared {
+    spawned: Spawned,
+    files: Files,
+    vsock: Vsock,
+    bell: UnixListener,
+    listener: OwnedFd,
+}
+
+/// The steps that block: directories, mounts, sockets, clone.
+fn prepare(
+    vmm: &Path,
+    file: &StateFile,
+    files: Files,
+    netns: Option<OwnedFd>,
+) -> Result<Prepared, BootError> {
+    let jail = make_jail(file)?;
+    let mut dir = OpenOptions::new();
+    dir.read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY);
+    let dir = dir.open(&jail).map_err(host("open the jail"))?;
+    let vsock = Vsock::new(dir.into());
+    let bind = |name: &str| UnixListener::bind(vsock.path(name));
+    let listener = bind("vsock").map_err(host("bind the vsock socket"))?.into();
+    let bell = bind(&bell_name()).map_err(host("bind the bell's socket"))?;
+    let inherit = [&files.kvm, &files.kernel, &files.initramfs, &listener];
+    let spawned = vmm_process::spawn(vmm, &jail, &inherit, netns).map_err(host("start the VMM"))?;
+    let vmm = ProcessRef::of(spawned.pid);
+    file.record(|state| state.vmm = vmm)
+        .map_err(host("record the VMM"))?;
+    Ok(Prepared {
+        spawned,
+        files,
+        vsock,
+        bell,
+        listener,
+    })
+}
+
+/// Makes the VMM's root: the share, a mount of its own whose later mounts reach the
+/// VMM's namespace, and a place for the VMM's proc.
+fn make_jail(file: &StateFile) -> Result<PathBuf, BootError> {
+    let jail = file.dir().join("jail");
+    super::cleanup::remove_tree(&jail)?;
+    let mut builder = fs::DirBuilder::new();
+    builder.mode(0o700);
+    let share = jail.join("share");
+    for dir in [&jail, &share, &jail.join("proc")] {
+        builder.create(dir).map_err(host("make the jail"))?;
+    }
+    file.record(|state| state.mounts.push(share.clone()))
+        .map_err(host("record the jail"))?;
+    mount::make_shared_root(&share)?;
+    Ok(jail)
+}
+
+fn vm_config(
+    size: Size,
+    config: &Config,
+    files: &Files,
+    listener: &OwnedFd,
+    nonce: &str,
+) -> VmConfig {
+    let extra = config.kernel_params.trim();
+    let cmdline = format!("{CMDLINE} {NONCE_KEY}={nonce} {extra}");
+    let fd = |fd: &OwnedFd| Source::Fd(fd.as_raw_fd());
+    VmConfig {
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
+        kernel: KernelConfig {
+            image: fd(&files.kernel),
+            initramfs: Some(fd(&files.initramfs)),
+            cmdline: cmdline.trim_end().to_owned(),
+        },
+        kvm: fd(&files.kvm),
+        console: ConsoleConfig::Ring,
+        vsock: Some(VsockConfig {
+            cid: GUEST_CID,
+            listener: fd(listener),
+            guest_connect: "/vsock".into(),
+        }),
+        share: Some(ShareConfig {
+            tag: SHARE_TAG.to_owned(),
+            root: "/share".into(),
+            exports: Vec::new(),
+        }),
+    }
+}
+
+/// 32 random hex digits.
+fn nonce() -> io::Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_vm_config_is_one_the_vmm_accepts() {
+        let null = || OwnedFd::from(File::open("/dev/null").unwrap());
+        let files = Files {
+            kvm: null(),
+            kernel: null(),
+            initramfs: null(),
+        };
+        let config = Config {
+            kernel_params: "mitigations=off".to_owned(),
+            ..Config::default()
+        };
+        let size = Size {
+            vcpus: 1,
+            memory_mib: 64,
+        };
+        let nonce = nonce().unwrap();
+        let document = vm_config(size, &config, &files, &null(), &nonce);
+        let json = serde_json::to_vec(&document).unwrap();
+        assert_eq!(VmConfig::from_json(&json).unwrap(), document);
+        let cmdline = document.kernel.cmdline;
+        assert!(
+            cmdline.ends_with(&format!("husk.nonce={nonce} mitigations=off")),
+            "{cmdline}"
+        );
+    }
+
+    #[test]
+    fn the_hosts_network_is_refused_and_so_is_a_plain_file() {
+        let problem = |path: &str| match open_netns(Path::new(path)) {
+            Err(BootError::Netns { problem, .. }) => problem,
+            other => panic!("{path} gave {other:?}"),
+        };
+        assert!(problem("/proc/self/ns/net").starts_with("is the host's"));
+        assert_eq!(problem("/proc/self/ns/uts"), "is not a network namespace");
+        assert_eq!(problem("/etc/hostname"), "is not a network namespace");
+        assert!(problem("/nonexistent").starts_with("cannot be opened"));
+    }
+}

@@ -1,0 +1,170 @@
+//! The control socket to the VMM: one request at a time, each with a deadline.
+//!
+//! A task owns the socket, so requests queue up without a lock. Its end closes the
+//! socket, and with that the VMM exits: a sandbox never outlives its shim.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use husk_vmm::config::{CachePolicy, Export};
+use husk_vmm::control::{MAX_PACKET_LEN, Request, Response};
+use nix::sys::socket::{MsgFlags, recv, send};
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use crate::sys;
+
+/// How long the VMM may take for one request.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why the VMM did not do what it was asked to.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// It answered with an error; nothing changed.
+    #[error("the VMM refused: {0}")]
+    Refused(String),
+    /// It did not answer, or it is gone.
+    #[error("the VMM does not answer on its control socket")]
+    Silent(#[source] io::Error),
+}
+
+/// A handle on the VMM's control socket; clones share it.
+#[derive(Clone, Debug)]
+pub struct Control(mpsc::Sender<Call>);
+
+type Call = (Request, oneshot::Sender<Result<(), ControlError>>);
+
+impl Control {
+    /// Takes over the shim's end of the socket pair.
+    pub fn start(socket: OwnedFd) -> io::Result<Self> {
+        let socket = sys::watchable(socket)?;
+        let (calls, queue) = mpsc::channel(16);
+        tokio::spawn(serve(socket, queue));
+        Ok(Self(calls))
+    }
+
+    /// Exports one more tree of the share.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn add_share(&self, path: &Path, cache: CachePolicy) -> Result<(), ControlError> {
+        let path = path.to_owned();
+        let export = Export { path, cache };
+        self.call(Request::AddShare { export }).await
+    }
+
+    /// Takes a tree back; the VMM holds nothing below it afterwards.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn remove_share(&self, path: PathBuf) -> Result<(), ControlError> {
+        self.call(Request::RemoveShare { path }).await
+    }
+
+    /// Stops the machine at once.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn stop(&self) -> Result<(), ControlError> {
+        self.call(Request::Stop).await
+    }
+
+    async fn call(&self, request: Request) -> Result<(), ControlError> {
+        let (done, answer) = oneshot::channel();
+        let gone = || ControlError::Silent(io::ErrorKind::BrokenPipe.into());
+        self.0.send((request, done)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+/// Answers come in order; after a missed one they could not be told apart any
+/// more, so the first failure of the socket ends the conversation.
+async fn serve(socket: AsyncFd<OwnedFd>, mut queue: mpsc::Receiver<Call>) {
+    while let Some((request, done)) = queue.recv().await {
+        let result = match timeout(DEADLINE, exchange(&socket, &request)).await {
+            Ok(Ok(Response::Ok)) => Ok(()),
+            Ok(Ok(Response::Error(text))) => Err(ControlError::Refused(text)),
+            Ok(Err(error)) => Err(ControlError::Silent(error)),
+            Err(_) => Err(ControlError::Silent(io::ErrorKind::TimedOut.into())),
+        };
+        let broken = matches!(result, Err(ControlError::Silent(_)));
+        // Nobody waits for the answer any more: nothing to do about it.
+        drop(done.send(result));
+        if broken {
+            queue.close();
+        }
+    }
+}
+
+async fn exchange(socket: &AsyncFd<OwnedFd>, request: &Request) -> io::Result<Response> {
+    let packet = serde_json::to_vec(request)?;
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let fd = socket.get_ref().as_raw_fd();
+    socket
+        .async_io(Interest::WRITABLE, |_| Ok(send(fd, &packet, flags)?))
+        .await?;
+    let mut answer = vec![0; MAX_PACKET_LEN];
+    let length = socket
+        .async_io(Interest::READABLE, |_| {
+            Ok(recv(fd, &mut answer, MsgFlags::MSG_DONTWAIT)?)
+        })
+        .await?;
+    if length == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(&answer[..length])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+    fn pair() -> (Control, OwnedFd) {
+        let flags = SockFlag::SOCK_CLOEXEC;
+        let (ours, vmm) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap();
+        (Control::start(ours).unwrap(), vmm)
+    }
+
+    /// Answers one request like a VMM would; returns the request.
+    fn answer(vmm: &OwnedFd, response: &Response) -> Request {
+        let mut packet = [0; MAX_PACKET_LEN];
+        let length = recv(vmm.as_raw_fd(), &mut packet, MsgFlags::empty()).unwrap();
+        let json = serde_json::to_vec(response).unwrap();
+        send(vmm.as_raw_fd(), &json, MsgFlags::empty()).unwrap();
+        serde_json::from_slice(&packet[..length]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn requests_are_answered_in_order() {
+        let (control, vmm) = pair();
+        let vmm = std::thread::spawn(move || {
+            let add = answer(&vmm, &Response::Ok);
+            (add, answer(&vmm, &Response::Error("no such tree".into())))
+        });
+        control
+            .add_share(Path::new("a"), CachePolicy::Always)
+            .await
+            .unwrap();
+        let error = control.remove_share("b".into()).await.unwrap_err();
+        assert!(matches!(error, ControlError::Refused(text) if text == "no such tree"));
+        let (add, remove) = vmm.join().unwrap();
+        assert!(matches!(add, Request::AddShare { export } if export.path == Path::new("a")));
+        assert_eq!(remove, Request::RemoveShare { path: "b".into() });
+    }
+
+    #[tokio::test]
+    async fn a_dead_vmm_is_an_error_for_every_later_request() {
+        let (control, vmm) = pair();
+        drop(vmm);
+        for _ in 0..2 {
+            assert!(matches!(control.stop().await, Err(ControlError::Silent(_))));
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The sandbox: one virtual machine and everything on the host that belongs to it.
+//!
+//! ```text
+//!               boot                        stop
+//!  NotBooted ---------> Booting ---> Ready ------> Ended
+//!                          |                         ^
+//!                          +------ failed -----------+
+//! ```
+//!
+//! * `NotBooted`: the shim serves, nothing exists on the host but its run directory.
+//! * `Booting`: [`boot::boot`] runs. Dropping it kills the VMM.
+//! * `Ready`: the agent serves. The VM may die at any time; its pidfd tells.
+//! * `Ended`: only clean-up is allowed. A shim serves one sandbox in its life.
+//!
+//! Resources are taken in this order and released in reverse: run directory and
+//! `state.json`, jail and its shared mount, VMM, agent connection, per container
+//! its mounts and exports.
+
+pub mod agent;
+pub mod boot;
+pub mod cleanup;
+pub mod control;
+pub mod size;
+pub mod state_file;
+pub mod vmm_process;
+pub mod vsock;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use agent::Agent;
+use control::Control;
+use state_file::StateFile;
+use vmm_process::VmmProcess;
+use vsock::Vsock;
+
+/// How long the VMM may take to be gone after each attempt to end it.
+const END: Duration = Duration::from_secs(1);
+
+/// A running virtual machine.
+pub struct Sandbox {
+    /// Record of what exists on the host.
+    pub file: Arc<StateFile>,
+    /// The agent in the guest.
+    pub agent: Agent,
+    /// Connections into the guest.
+    pub vsock: Vsock,
+    /// The VMM's control socket.
+    pub control: Control,
+    vmm: VmmProcess,
+    stop: watch::Sender<Stop>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    No,
+    Running,
+    Done,
+}
+
+impl Sandbox {
+    /// The VMM's pid on the host, which is what containerd is told as the task's:
+    /// its network namespace is the pod's.
+    pub fn pid(&self) -> u32 {
+        u32::try_from(self.vmm.pid()).unwrap_or_default()
+    }
+
+    /// Kills the VMM at once; everything that waits for the guest ends with it.
+    pub fn kill(&self) {
+        self.vmm.kill();
+    }
+
+    /// Ends the VM and undoes everything made for it. Any number of callers may
+    /// ask; all return when it is done.
+    pub async fn stop(self: &Arc<Self>) {
+        let mut done = self.stop.subscribe();
+        let first = self.stop.send_if_modified(|stop| {
+            let first = *stop == Stop::No;
+            *stop = if first { Stop::Running } else { *stop };
+            first
+        });
+        if first {
+            // A task of its own: a caller that gives up does not interrupt it.
+            let sandbox = self.clone();
+            tokio::spawn(async move {
+                sandbox.end_vm().await;
+                release(sandbox.file.clone()).await;
+                sandbox.stop.send_replace(Stop::Done);
+            });
+        }
+        // The sender lives in `self`, so waiting cannot fail.
+        drop(done.wait_for(|stop| *stop == Stop::Done).await);
+    }
+
+    /// Politely, firmly, by force.
+    async fn end_vm(&self) {
+        let mut gone = self.vmm.gone();
+        if gone.borrow().is_none() {
+            if let Err(error) = self.agent.power_off().await {
+                log::debug!("power off: {error}");
+            }
+            if timeout(END, vmm_process::end(&mut gone)).await.is_err() {
+                log::warn!("the guest does not power off, the VMM is stopped");
+                let stopped = timeout(END, async {
+                    if let Err(error) = self.control.stop().await {
+                        log::warn!("the VMM is not stopped: {error}");
+                    }
+                    vmm_process::end(&mut gone).await
+                });
+                if stopped.await.is_err() {
+                    self.vmm.kill();
+                    drop(timeout(END, vmm_process::end(&mut gone)).await);
+                }
+            }
+        }
+        crate::log::timeline("gone");
+    }
+}
+
+/// Undoes what was made on the host for a sandbox, off the async threads.
+pub async fn release(file: Arc<StateFile>) {
+    let undone = tokio::task::spawn_blocking(move || cleanup::release_sandbox(&file)).await;
+    match undone {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::error!("clean-up: {}", crate::error::chain(&error)),
+        Err(error) => log::error!("clean-up did not run: {error}"),
+    }
+}
+
+/// Where the shim's only sandbox stands.
+#[derive(Default)]
+pub struct Slot(Mutex<State>);
+
+#[derive(Default)]
+enum State {
+    #[default]
+    NotBooted,
+    Booting,
+    Ready(Arc<Sandbox>),
+    Ended,
+}
+
+/// Why there is no sandbox to use.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum SlotError {
+    /// Another Create is still booting it.
+    #[error("the sandbox is still booting")]
+    Booting,
+    /// It is over.
+    #[error("the sandbox has ended")]
+    Ended,
+}
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The running sandbox, or `None` after taking the duty to boot it: the caller
+    /// has to go on to [`Slot::ready`] or [`Slot::end`].
+    ///
+    /// # Errors
+    /// See [`SlotError`].
+    pub fn claim(&self) -> Result<Option<Arc<Sandbox>>, SlotError> {
+        let mut state = self.lock();
+        match &*state {
+            State::NotBooted => {
+                *state = State::Booting;
+                Ok(None)
+            }
+            State::Booting => Err(SlotError::Booting),
+            State::Ready(sandbox) => Ok(Some(sandbox.clone())),
+            State::Ended => Err(SlotError::Ended),
+        }
+    }
+
+    /// The boot succeeded.
+    pub fn ready(&self, sandbox: Arc<Sandbox>) {
+        *self.lock() = State::Ready(sandbox);
+    }
+
+    /// The sandbox is over, or never came to be. Returns it if it has to be stopped.
+    pub fn end(&self) -> Option<Arc<Sandbox>> {
+        match std::mem::replace(&mut *self.lock(), State::Ended) {
+            State::Ready(sandbox) => Some(sandbox),
+            _ => None,
+        }
+    }
+
+    /// The sandbox, if it is ready.
+    pub fn get(&self) -> Option<Arc<Sandbox>> {
+        match &*self.lock() {
+            State::Ready(sandbox) => Some(sandbox.clone()),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_boots_once_and_ends_for_good() {
+        let slot = Slot::default();
+        assert!(slot.claim().unwrap().is_none());
+        assert_eq!(slot.claim().err(), Some(SlotError::Booting));
+        assert!(slot.get().is_none());
+        assert!(slot.end().is_none());
+        assert_eq!(slot.claim().err(), Some(SlotError::Ended));
+    }
+}

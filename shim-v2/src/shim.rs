@@ -1,0 +1,91 @@
+//! The resident shim: what its task calls share.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::container::Containers;
+use crate::events::Events;
+use crate::sandbox::state_file::StateFile;
+use crate::sandbox::{self, Slot};
+
+/// How long a shim without any container waits for its first.
+const FIRST_CONTAINER: Duration = Duration::from_secs(60);
+/// How long a shim whose last container went waits for Shutdown.
+const LAST_CONTAINER: Duration = Duration::from_secs(10);
+/// How long an unfinished Create may take to notice that it is cancelled.
+const CANCEL: Duration = Duration::from_secs(2);
+
+/// The shim of one sandbox.
+pub struct Shim {
+    /// Record of what exists on the host.
+    pub file: Arc<StateFile>,
+    /// The way to containerd.
+    pub events: Events,
+    /// Its only sandbox.
+    pub slot: Slot,
+    /// The sandbox's containers.
+    pub containers: Containers,
+    ending: watch::Sender<bool>,
+    ended: watch::Sender<bool>,
+}
+
+impl Shim {
+    /// A shim without a sandbox.
+    pub fn new(file: Arc<StateFile>, events: Events) -> Self {
+        Self {
+            file,
+            events,
+            slot: Slot::default(),
+            containers: Containers::default(),
+            ending: watch::Sender::new(false),
+            ended: watch::Sender::new(false),
+        }
+    }
+
+    /// Becomes true when the shim was told to end: an unfinished boot gives up.
+    pub fn ending(&self) -> watch::Receiver<bool> {
+        self.ending.subscribe()
+    }
+
+    /// Becomes true when the sandbox is gone and the process may exit.
+    pub fn ended(&self) -> watch::Receiver<bool> {
+        self.ended.subscribe()
+    }
+
+    /// Ends the sandbox, whatever state it is in, and then the shim.
+    pub async fn end(&self) {
+        self.ending.send_replace(true);
+        let mut count = self.containers.count();
+        if !self.containers.any_ready() {
+            // A Create that is under way cleans up after itself.
+            drop(timeout(CANCEL, count.wait_for(|count| *count == 0)).await);
+        }
+        match self.slot.end() {
+            Some(sandbox) => sandbox.stop().await,
+            None => sandbox::release(self.file.clone()).await,
+        }
+        self.events.flush().await;
+        self.ended.send_replace(true);
+    }
+
+    /// Ends a shim nobody needs: containerd died between `start` and Create, or
+    /// after the last Delete.
+    pub async fn end_when_abandoned(self: Arc<Self>) {
+        let mut count = self.containers.count();
+        let mut limit = FIRST_CONTAINER;
+        loop {
+            if timeout(limit, count.wait_for(|count| *count > 0))
+                .await
+                .is_err()
+            {
+                log::warn!("no container for {} s, the shim ends", limit.as_secs());
+                return self.end().await;
+            }
+            drop(count.wait_for(|count| *count == 0).await);
+            limit = LAST_CONTAINER;
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Delete: forgets an ended process; with the last container the sandbox goes too.
+
+use std::sync::Arc;
+
+use containerd_shim_protos::api::{DeleteRequest, DeleteResponse};
+use containerd_shim_protos::events::task::TaskDelete;
+
+use crate::container::Container;
+use crate::container::process::{Exit, KILLED, Process, State, StateError};
+use crate::container::rootfs::Shared;
+use crate::container::supervise::publish_exit;
+use crate::error::{Error, chain};
+use crate::sandbox::{Sandbox, SlotError};
+use crate::shim::Shim;
+
+/// Deletes an exec or a container.
+pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteResponse, Error> {
+    let container = shim.containers.get(&request.id)?;
+    let process = container.process(&request.exec_id)?;
+    let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
+    let exit = match process.state() {
+        State::Stopped(exit) => exit,
+        State::Created => Exit::now(KILLED),
+        State::Starting | State::Running => return Err(StateError::Running.into()),
+    };
+    let pid = sandbox.pid();
+    if request.exec_id.is_empty() {
+        // A container that never ran still ends, and ends before it is deleted.
+        publish_exit(&shim.events, pid, &container, &process, exit);
+        delete_container(&shim, sandbox, &container).await;
+    } else {
+        delete_exec(&sandbox, &container, &process).await;
+    }
+    process.drop_streams();
+    shim.events.publish(&TaskDelete {
+        container_id: request.id,
+        id: request.exec_id,
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(exit.at.into()).into(),
+        ..TaskDelete::default()
+    });
+    Ok(DeleteResponse {
+        pid,
+        exit_status: exit.status,
+        exited_at: Some(exit.at.into()).into(),
+        ..DeleteResponse::default()
+    })
+}
+
+async fn delete_exec(sandbox: &Sandbox, container: &Container, process: &Process) {
+    if process.state() != State::Created {
+        forget_in_guest(sandbox, container, &process.exec_id).await;
+    }
+    // Whoever still waits for an exec that never ran is let go.
+    process.exited(Exit::now(KILLED));
+    container.remove_exec(&process.exec_id);
+}
+
+/// The last container takes the machine along, which undoes everything at once and
+/// in the background: Shutdown waits for it.
+async fn delete_container(shim: &Shim, sandbox: Arc<Sandbox>, container: &Container) {
+    if shim.containers.remove(&container.id) {
+        tokio::spawn(async move { sandbox.stop().await });
+        return;
+    }
+    forget_in_guest(&sandbox, container, "").await;
+    release_files(&sandbox, container.shared.clone(), container.id.clone()).await;
+}
+
+/// The guest's opinion is not needed to delete: what it cannot undo goes with the VM.
+async fn forget_in_guest(sandbox: &Sandbox, container: &Container, exec_id: &str) {
+    if let Err(error) = sandbox.agent.delete(&container.id, exec_id).await {
+        log::warn!(
+            "container {}: the guest did not clean up: {error}",
+            container.id
+        );
+    }
+}
+
+/// Takes a container's files back from the guest and unmounts them.
+pub async fn release_files(sandbox: &Sandbox, shared: Shared, id: String) {
+    shared.take_back(&sandbox.control).await;
+    let file = sandbox.file.clone();
+    let unmounted = tokio::task::spawn_blocking(move || shared.unmount(&file, &id)).await;
+    if let Ok(Err(error)) = unmounted {
+        log::error!("clean-up: {}", chain(&error));
+    }
+}
