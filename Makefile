@@ -1,0 +1,57 @@
+# Husk's front door. Each target sets up what it needs; nothing else to prepare.
+#   make demo      from nothing to a container in its own micro-VM, under real containerd
+#   make test      format, lints, unit and end-to-end tests (make unit, make e2e T=name)
+#   make node      a root shell on the test node with containerd and this runtime
+#   make bench     figures against runc and QEMU; also written to target/bench.json
+#   make install   to PREFIX (/usr/local), below DESTDIR; make build; make clean
+PREFIX ?= /usr/local
+NODE := $(CURDIR)/tests/node/run
+ON_NODE = CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) $(1)"
+
+.PHONY: build kernel agent programs demo test lint unit e2e node bench install clean
+
+build: kernel agent programs
+
+kernel: host
+	kernel-config/build.sh
+
+agent: host
+	guest-agent/image.sh
+
+programs: host
+	cargo build --release -p husk-vmm -p husk-shim
+
+.PHONY: host
+host:
+	@tests/node/host-packages.sh cc:gcc ld:binutils cpio:cpio mkfs.ext4:e2fsprogs debootstrap:debootstrap
+
+demo: build
+	$(NODE) tests/demo.sh
+
+test: lint unit e2e
+
+lint: host
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+unit: host
+	cargo test --workspace --exclude husk-tests
+	cargo test -p husk-tests --lib --test docs
+
+e2e: build
+	$(call ON_NODE,--results $(CURDIR)/target/e2e) cargo test -p husk-tests --test e2e -- --test-threads=1 $(T)
+
+node: build
+	$(NODE) --shell
+
+bench: build
+	$(call ON_NODE,--counted --results $(CURDIR)/target/bench) cargo run --release -p husk-tests --bin bench
+	cp target/bench/bench.json target/bench.json
+
+install: build
+	install -D -t $(DESTDIR)$(PREFIX)/bin target/release/containerd-shim-rust-v2
+	install -D -t $(DESTDIR)$(PREFIX)/lib/husk target/release/husk-vmm
+	install -D -m 644 -t $(DESTDIR)$(PREFIX)/lib/husk target/guest/vmlinux target/guest/initramfs.cpio
+
+clean:
+	cargo clean

@@ -1,0 +1,71 @@
+//! (b) From the start of the VMM to the guest's `/init`, against QEMU's microvm machine.
+
+use std::process::Command;
+use std::time::Instant;
+
+use husk_tests::{Running, Vm, vm};
+
+use crate::Report;
+
+/// Boots of each VMM, taken in turns.
+pub const RUNS: usize = 5;
+
+/// What `/init` prints first.
+const MARK: &str = "init runs";
+
+/// Times both on the same kernel, initramfs, command line, memory and console.
+pub fn measure(report: &mut Report) {
+    let machine = Vm::running(&format!("echo {MARK}; reboot -f"));
+    let husk = || time_ms(machine.command());
+    let qemu = || time_ms(qemu(&machine));
+    // Once each unmeasured: files are read from the disk.
+    husk();
+    qemu();
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    for _ in 0..RUNS {
+        theirs.push(qemu());
+        ours.push(husk());
+    }
+    let (ours, theirs) = (crate::median(ours), crate::median(theirs));
+    report.ratio(
+        "boot_ratio_qemu",
+        ("husk-vmm", ours),
+        ("QEMU microvm", theirs),
+    );
+}
+
+fn time_ms(command: Command) -> f64 {
+    let start = Instant::now();
+    let mut running = Running::start(command);
+    running.wait_for(MARK);
+    let time_ms = start.elapsed().as_secs_f64() * 1000.0;
+    running.finish();
+    time_ms
+}
+
+/// The microvm machine without anything that can be left out.
+fn qemu(machine: &Vm) -> Command {
+    let text = |key: &str| {
+        machine.config["kernel"][key]
+            .as_str()
+            .expect("a string")
+            .to_owned()
+    };
+    let memory = format!("{}M", machine.config["memory_mib"]);
+    let mut qemu = Command::new("qemu-system-x86_64");
+    qemu.args([
+        "-M",
+        "microvm,acpi=off,pcie=off,usb=off,pit=off,pic=off,rtc=off,x-option-roms=off",
+    ])
+    .args(["-accel", "kvm", "-cpu", "host", "-smp", "1", "-m", &memory])
+    .args([
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ])
+    .args(["-serial", "stdio", "-kernel", vm::KERNEL])
+    .args(["-initrd", &text("initramfs"), "-append", &text("cmdline")]);
+    qemu
+}

@@ -1,0 +1,76 @@
+//! `make bench`: the figures that matter to users, each with its peer in the same run.
+//!
+//! Runs on the node in counted mode, where the clock advances by one nanosecond per
+//! instruction: the figures count work, and ratios repeat whatever else the machine
+//! outside is doing. They do not show what a VM exit costs on silicon.
+
+mod boot;
+mod idle;
+mod run;
+mod timeline;
+
+use serde_json::{Map, Value, json};
+
+/// What is written to `bench.json`: one flat object.
+#[derive(Default)]
+pub struct Report(Map<String, Value>);
+
+impl Report {
+    fn add(&mut self, key: &str, value: Value) {
+        self.0.insert(key.into(), value);
+    }
+
+    /// Adds and prints an amount of memory.
+    fn mib(&mut self, key: &str, bytes: u64, what: &str) {
+        let mib = rounded(as_f64(bytes) / f64::from(1 << 20));
+        println!("  {what:<34} {mib:>9.2} MiB");
+        self.add(key, json!(mib));
+    }
+
+    /// Adds the ratio of two times and prints all three.
+    fn ratio(&mut self, key: &str, ours: (&str, f64), theirs: (&str, f64)) {
+        for (name, time_ms) in [ours, theirs] {
+            println!("  {name:<34} {time_ms:>9.2} ms");
+        }
+        let ratio = rounded(ours.1 / theirs.1);
+        println!(
+            "  {:<34} {ratio:>9.2}",
+            format!("{} : {}", ours.0, theirs.0)
+        );
+        self.add(key, json!(ratio));
+    }
+}
+
+fn main() {
+    let mut report = Report::default();
+    println!("\n`ctr run --rm … true`, median of {} runs", run::RUNS);
+    run::measure(&mut report);
+    println!(
+        "\nstart of the VMM to /init, same kernel and initramfs, median of {} runs",
+        boot::RUNS
+    );
+    boot::measure(&mut report);
+    println!("\nwhere one `ctr run --rm … echo hello` spends its time");
+    timeline::measure(&mut report);
+    println!("\nmemory of an idle sandbox");
+    idle::measure(&mut report);
+
+    let text = serde_json::to_string_pretty(&report.0).expect("plain JSON");
+    std::fs::write("/run/results/bench.json", text + "\n").expect("the results directory");
+}
+
+fn rounded(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+/// Bytes and microseconds as they occur here are far below 2^52.
+#[expect(clippy::cast_precision_loss, reason = "the numbers are small")]
+fn as_f64(value: u64) -> f64 {
+    value as f64
+}
+
+/// The middle of an odd number of measurements.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

@@ -1,0 +1,115 @@
+//! Signals, the states of a task and its events.
+
+use husk_tests::containerd::Events;
+use husk_tests::{Container, Node, Runtime, ctr};
+
+#[test]
+fn a_signal_ends_the_container_with_128_plus_its_number() {
+    let _node = Node::enter();
+    for runtime in Runtime::BOTH {
+        let task = Container::new(runtime, &["sleep", "infinity"]).detach();
+        task.kill("KILL");
+        task.wait();
+        assert_eq!(task.delete(), 137, "{runtime:?}");
+    }
+}
+
+#[test]
+fn a_shell_dies_of_its_own_signal_with_128_plus_its_number() {
+    let _node = Node::enter();
+    // Not PID 1, for which the kernel ignores signals without a handler.
+    Container::script("sh -c 'kill -SEGV $$'; exit $?")
+        .run()
+        .ended_with(139);
+}
+
+#[test]
+fn a_handler_in_the_container_gets_the_signal() {
+    let _node = Node::enter();
+    let script = "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 1; done";
+    let container = Container::script(script);
+    let mut running = container.start();
+    running.wait_for("ready");
+    ctr(&["task", "kill", "--signal", "TERM", container.id()]).succeeded();
+    running.wait_for("caught");
+    running.finish().ended_with(5);
+}
+
+#[test]
+fn ctr_passes_its_own_signals_on() {
+    let _node = Node::enter();
+    let script = "trap 'exit 7' INT; echo ready; while :; do sleep 1; done";
+    let mut running = Container::script(script).start();
+    running.wait_for("ready");
+    let mut kill = std::process::Command::new("kill");
+    kill.args(["-INT", &running.pid().to_string()]);
+    husk_tests::process::run(kill).succeeded();
+    running.finish().ended_with(7);
+}
+
+#[test]
+fn a_detached_container_runs_until_it_is_killed() {
+    let _node = Node::enter();
+    let task = Container::husk(&["sleep", "infinity"]).detach();
+    assert_eq!(task.status(), "RUNNING");
+    task.kill("KILL");
+    task.wait();
+    assert_eq!(task.delete(), 137);
+}
+
+#[test]
+fn a_signal_to_a_stopped_task_says_that_it_is_not_there() {
+    let _node = Node::enter();
+    for runtime in Runtime::BOTH {
+        let task = Container::new(runtime, &["true"]).detach();
+        task.wait();
+        ctr(&["task", "kill", task.id()]).failed_saying(&["not found"]);
+        task.delete();
+    }
+}
+
+#[test]
+fn a_running_task_is_not_deleted() {
+    let _node = Node::enter();
+    let task = Container::husk(&["sleep", "infinity"]).detach();
+    ctr(&["task", "delete", task.id()]).failed_saying(&["must be stopped before deletion"]);
+    assert_eq!(task.status(), "RUNNING");
+    task.destroy();
+}
+
+#[test]
+fn the_events_of_a_container_come_once_each_and_in_order() {
+    let _node = Node::enter();
+    for runtime in Runtime::BOTH {
+        let events = Events::subscribe();
+        Container::new(runtime, &["sh", "-c", "exit 3"])
+            .run()
+            .ended_with(3);
+        let events = events.tasks();
+        let topics: Vec<&str> = events.iter().map(|(topic, _)| topic.as_str()).collect();
+        assert_eq!(
+            topics,
+            [
+                "/tasks/create",
+                "/tasks/start",
+                "/tasks/exit",
+                "/tasks/delete"
+            ],
+            "{runtime:?}"
+        );
+        assert_eq!(events[2].1["exit_status"], 3, "{runtime:?}");
+    }
+}
+
+#[test]
+fn the_events_of_an_exec_come_between_start_and_exit() {
+    let _node = Node::enter();
+    let task = Container::husk(&["sleep", "infinity"]).detach();
+    let events = Events::subscribe();
+    task.exec(&["true"]).succeeded();
+    assert_eq!(
+        events.task_topics(),
+        ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]
+    );
+    task.destroy();
+}

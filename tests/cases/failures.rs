@@ -1,0 +1,194 @@
+//! Something dies: a clear error, one exit event, nothing left.
+
+use std::fs;
+use std::path::Path;
+
+use husk_tests::containerd::Events;
+use husk_tests::{Container, Node, Running, process};
+
+/// Kills every process of that name; there must be one.
+#[track_caller]
+fn kill_9(name: &str) {
+    let pids = process::named(name);
+    assert_eq!(pids.len(), 1, "processes named {name}: {pids:?}");
+    let mut kill = std::process::Command::new("kill");
+    kill.args(["-KILL", &pids[0].to_string()]);
+    process::run(kill).succeeded();
+}
+
+/// A container in the foreground that has said `ready`.
+#[track_caller]
+fn ready(container: &Container) -> Running {
+    let mut running = container.start();
+    running.wait_for("ready");
+    running
+}
+
+/// Moves a file away for as long as it lives.
+struct Away<'a>(&'a Path);
+
+impl<'a> Away<'a> {
+    fn new(path: &'a str) -> Self {
+        let path = Path::new(path);
+        fs::rename(path, path.with_extension("away")).expect("a file to move away");
+        Self(path)
+    }
+}
+
+impl Drop for Away<'_> {
+    fn drop(&mut self) {
+        fs::rename(self.0.with_extension("away"), self.0).expect("the file moved away");
+    }
+}
+
+/// The exit status of the one exit event.
+#[track_caller]
+fn one_exit(events: Events) -> u64 {
+    let exits: Vec<_> = events
+        .tasks()
+        .into_iter()
+        .filter(|(topic, _)| topic == "/tasks/exit")
+        .collect();
+    assert_eq!(exits.len(), 1, "{exits:?}");
+    exits[0].1["exit_status"].as_u64().expect("an exit status")
+}
+
+#[test]
+fn a_killed_vmm_ends_its_container_once_with_137() {
+    let node = Node::enter();
+    let events = Events::subscribe();
+    let running = ready(&Container::script("echo ready; sleep 1000"));
+    kill_9("husk-vmm");
+    running.finish().ended_with(137);
+    assert_eq!(one_exit(events), 137);
+    assert!(
+        node.log().contains("VMM"),
+        "the log says what happened:\n{}",
+        node.log()
+    );
+}
+
+#[test]
+fn a_killed_shim_takes_its_machine_along() {
+    let _node = Node::enter();
+    let running = ready(&Container::script("echo ready; sleep 1000"));
+    kill_9("containerd-shim-rust-v2");
+    running.finish().ended_with(137);
+    assert_eq!(process::named("husk-vmm"), [0; 0]);
+}
+
+#[test]
+fn a_panic_of_the_guests_kernel_is_reported_with_its_text() {
+    let node = Node::enter();
+    let events = Events::subscribe();
+    let script = "echo ready; echo c >/proc/sysrq-trigger; sleep 1000";
+    let running = ready(&Container::script(script).with(&["--privileged"]));
+    running.finish().ended_with(137);
+    assert_eq!(one_exit(events), 137);
+    assert!(
+        node.log().contains("Kernel panic"),
+        "the console is in the log:\n{}",
+        node.log()
+    );
+}
+
+#[test]
+fn a_reset_from_inside_ends_the_container_once() {
+    let _node = Node::enter();
+    let events = Events::subscribe();
+    let script = "echo ready; echo b >/proc/sysrq-trigger; sleep 1000";
+    ready(&Container::script(script).with(&["--privileged"]))
+        .finish()
+        .ended_with(137);
+    assert_eq!(one_exit(events), 137);
+}
+
+#[test]
+fn a_workload_out_of_memory_is_killed_and_its_machine_goes_on() {
+    let _node = Node::enter();
+    let script = "sh -c 'x=0123456789abcdef; while :; do x=$x$x; done'; echo \"child $?\"";
+    let output = Container::script(script).run().succeeded();
+    assert_eq!(output.text(), "child 137\n");
+}
+
+#[test]
+fn a_missing_kernel_is_named() {
+    let _node = Node::enter();
+    let _config = Config::new("kernel = \"/no/kernel\"\n");
+    Container::husk(&["true"])
+        .run()
+        .failed_saying(&["/no/kernel", "`kernel`"]);
+}
+
+#[test]
+fn a_missing_vmm_is_named() {
+    let _node = Node::enter();
+    let _config = Config::new("vmm = \"/no/vmm\"\n");
+    Container::husk(&["true"])
+        .run()
+        .failed_saying(&["/no/vmm", "`vmm`"]);
+}
+
+#[test]
+fn a_missing_kvm_device_is_named() {
+    let _node = Node::enter();
+    let _kvm = Away::new("/dev/kvm");
+    Container::husk(&["true"])
+        .run()
+        .failed_saying(&["/dev/kvm"]);
+}
+
+#[test]
+fn an_initramfs_without_an_agent_is_reported() {
+    let _node = Node::enter();
+    let _config = Config::new("initramfs = \"/usr/local/lib/node/busybox.tar\"\n");
+    Container::husk(&["true"])
+        .run()
+        .failed_saying(&["kernel panicked"]);
+}
+
+#[test]
+fn an_unknown_key_in_the_configuration_is_named() {
+    let _node = Node::enter();
+    let _config = Config::new("log_level = \"info\"\nkernal = \"/vmlinux\"\n");
+    Container::husk(&["true"])
+        .run()
+        .failed_saying(&["/etc/husk/config.toml, line 2", "kernal"]);
+}
+
+#[test]
+fn a_wrong_type_in_the_configuration_is_named() {
+    let _node = Node::enter();
+    let _config = Config::new("default_memory_mib = \"much\"\n");
+    Container::husk(&["true"])
+        .run()
+        .failed_saying(&["/etc/husk/config.toml, line 1", "much"]);
+}
+
+#[test]
+fn a_failed_start_does_not_spoil_the_next() {
+    let _node = Node::enter();
+    let container = Container::husk(&["echo", "well"]);
+    {
+        let _kvm = Away::new("/dev/kvm");
+        container.run().failed_saying(&["/dev/kvm"]);
+    }
+    assert_eq!(container.run().succeeded().text(), "well\n");
+}
+
+/// `/etc/husk/config.toml` for as long as it lives.
+struct Config;
+
+impl Config {
+    fn new(text: &str) -> Self {
+        fs::create_dir_all("/etc/husk").expect("a folder in /etc");
+        fs::write("/etc/husk/config.toml", text).expect("the configuration");
+        Self
+    }
+}
+
+impl Drop for Config {
+    fn drop(&mut self) {
+        fs::remove_dir_all("/etc/husk").expect("the configuration");
+    }
+}

@@ -1,0 +1,123 @@
+//! What a guest cannot give is refused by name before anything is left behind.
+
+use containerd_shim_protos::ttrpc::Code;
+use husk_tests::shim::Bundle;
+use husk_tests::{Container, Node};
+use serde_json::json;
+
+#[test]
+fn the_hosts_network_is_refused() {
+    let _node = Node::enter();
+    Container::husk(&["true"])
+        .with(&["--net-host"])
+        .run()
+        .failed_saying(&["host", "network"]);
+}
+
+#[test]
+fn the_hosts_pid_namespace_is_refused() {
+    let _node = Node::enter();
+    Container::husk(&["true"])
+        .with(&["--with-ns", "pid:/proc/1/ns/pid"])
+        .run()
+        .failed_saying(&["host", "pid"]);
+}
+
+#[test]
+fn a_bind_mount_of_nothing_is_refused_by_name() {
+    let _node = Node::enter();
+    Container::husk(&["true"])
+        .with(&[
+            "--mount",
+            "type=bind,src=/no/such/source,dst=/data,options=rbind",
+        ])
+        .run()
+        .failed_saying(&["/no/such/source"]);
+}
+
+#[test]
+fn a_mount_destination_outside_the_root_stays_inside() {
+    let _node = Node::enter();
+    let output = Container::script("ls -d /escaped")
+        .with(&[
+            "--mount",
+            "type=tmpfs,src=tmpfs,dst=/../../escaped,options=size=64k",
+        ])
+        .run()
+        .succeeded();
+    assert_eq!(output.text(), "/escaped\n");
+}
+
+#[test]
+fn a_user_that_the_image_does_not_know_is_refused() {
+    let _node = Node::enter();
+    Container::husk(&["true"])
+        .with(&["--user", "stranger"])
+        .run()
+        .failed_saying(&["stranger"]);
+}
+
+/// Refuses it as a mistake of the caller, in words that name what is wrong.
+#[track_caller]
+fn refused(bundle: &Bundle, words: &[&str]) {
+    let (code, text) = bundle.refusal();
+    assert_eq!(code, Code::INVALID_ARGUMENT, "{text}");
+    for word in words {
+        assert!(text.contains(word), "no {word:?} in: {text}");
+    }
+}
+
+#[test]
+fn a_bundle_without_a_spec_is_refused() {
+    let _node = Node::enter();
+    let bundle = Bundle::new();
+    std::fs::remove_file(bundle.path().join("config.json")).expect("a config.json");
+    refused(&bundle, &["config.json"]);
+}
+
+#[test]
+fn a_spec_that_is_not_json_is_refused_with_its_place() {
+    let _node = Node::enter();
+    let bundle = Bundle::new();
+    bundle.write_config("{\"ociVersion\": \"1.1.0\",\n oops");
+    refused(&bundle, &["config.json", "line 2"]);
+}
+
+#[test]
+fn a_wrong_type_in_the_spec_is_refused() {
+    let _node = Node::enter();
+    refused(
+        &Bundle::with("/process/args", json!("true")),
+        &["config.json"],
+    );
+}
+
+#[test]
+fn a_root_outside_the_bundle_by_dots_is_refused() {
+    let _node = Node::enter();
+    refused(
+        &Bundle::with("/root/path", json!("../../etc")),
+        &["root", "../../etc"],
+    );
+}
+
+#[test]
+fn a_root_that_is_missing_is_refused_by_name() {
+    let _node = Node::enter();
+    refused(
+        &Bundle::with("/root/path", json!("/no/root")),
+        &["/no/root"],
+    );
+}
+
+#[test]
+fn a_spec_without_a_process_is_refused() {
+    let _node = Node::enter();
+    refused(&Bundle::with("/process", json!(null)), &["process"]);
+}
+
+#[test]
+fn an_empty_command_is_refused() {
+    let _node = Node::enter();
+    refused(&Bundle::with("/process/args", json!([])), &["args"]);
+}

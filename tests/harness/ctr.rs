@@ -1,0 +1,259 @@
+//! `ctr`, containerd's own client, as the tests use it.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use crate::process::{self, Output, Running};
+
+/// The image every container of the tests runs: busybox and nothing else.
+pub const IMAGE: &str = "localhost/busybox:latest";
+
+/// Where containerd keeps the bundles of `ctr`'s default namespace.
+pub const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/default";
+
+/// Who runs a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// Ours.
+    Husk,
+    /// Debian's runc: what users compare with.
+    Runc,
+}
+
+impl Runtime {
+    /// For promises that hold for both.
+    pub const BOTH: [Self; 2] = [Self::Runc, Self::Husk];
+
+    /// The name `ctr run --runtime` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Husk => "io.containerd.rust.v2",
+            Self::Runc => "io.containerd.runc.v2",
+        }
+    }
+}
+
+/// Runs `ctr` to its end.
+#[track_caller]
+pub fn ctr(args: &[&str]) -> Output {
+    let mut command = Command::new("ctr");
+    command.args(args);
+    process::run(command)
+}
+
+/// A container about to be run.
+#[derive(Clone, Debug)]
+pub struct Container {
+    runtime: Runtime,
+    id: String,
+    flags: Vec<String>,
+    image: Vec<String>,
+    command: Vec<String>,
+}
+
+impl Container {
+    /// A container of the test image that runs `command` under `runtime`.
+    pub fn new(runtime: Runtime, command: &[&str]) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        Self {
+            runtime,
+            id: format!("c{}", NEXT.fetch_add(1, Ordering::Relaxed)),
+            flags: Vec::new(),
+            image: vec![IMAGE.into()],
+            command: owned(command),
+        }
+    }
+
+    /// Under our runtime.
+    pub fn husk(command: &[&str]) -> Self {
+        Self::new(Runtime::Husk, command)
+    }
+
+    /// A shell script under our runtime.
+    pub fn script(script: &str) -> Self {
+        Self::husk(&["sh", "-c", script])
+    }
+
+    /// Adds flags of `ctr run`.
+    pub fn with(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(owned(flags));
+        self
+    }
+
+    /// Takes the root file system from a directory instead of the image.
+    pub fn on_rootfs(mut self, directory: &str) -> Self {
+        self.flags.push("--rootfs".into());
+        self.image = vec![directory.into()];
+        self
+    }
+
+    /// The container's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// `ctr run --rm`, to its end, with nothing on standard input.
+    #[track_caller]
+    pub fn run(&self) -> Output {
+        process::run(self.command(&["--rm"]))
+    }
+
+    /// `ctr run --rm` in the foreground, standard input open.
+    #[track_caller]
+    pub fn start(&self) -> Running {
+        Running::start(self.command(&["--rm"]))
+    }
+
+    /// `ctr run --detach`.
+    #[track_caller]
+    pub fn detach(self) -> Task {
+        process::run(self.command(&["--detach"])).succeeded();
+        Task { id: self.id }
+    }
+
+    /// The whole `ctr run` command line.
+    pub fn command(&self, flags: &[&str]) -> Command {
+        let mut command = Command::new("ctr");
+        command
+            .args(["run", "--runtime", self.runtime.name()])
+            .args(flags)
+            .args(&self.flags)
+            .args(&self.image)
+            .arg(&self.id)
+            .args(&self.command);
+        command
+    }
+}
+
+/// A detached container. Killed and deleted when dropped, if the test did not.
+#[derive(Debug)]
+pub struct Task {
+    id: String,
+}
+
+impl Task {
+    /// The container's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// `ctr task exec`, to its end, with nothing on standard input.
+    #[track_caller]
+    pub fn exec(&self, command: &[&str]) -> Output {
+        self.exec_with(&[], command)
+    }
+
+    /// `ctr task exec` with further flags.
+    #[track_caller]
+    pub fn exec_with(&self, flags: &[&str], command: &[&str]) -> Output {
+        process::run(self.exec_command(flags, command))
+    }
+
+    /// `ctr task exec` in the foreground, standard input open.
+    #[track_caller]
+    pub fn start_exec(&self, command: &[&str]) -> Running {
+        Running::start(self.exec_command(&[], command))
+    }
+
+    fn exec_command(&self, flags: &[&str], command: &[&str]) -> Command {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        let exec_id = format!("e{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let mut ctr = Command::new("ctr");
+        ctr.args(["task", "exec", "--exec-id", &exec_id])
+            .args(flags)
+            .arg(&self.id)
+            .args(command);
+        ctr
+    }
+
+    /// `ctr task kill` with a signal's name.
+    #[track_caller]
+    pub fn kill(&self, signal: &str) {
+        ctr(&["task", "kill", "--signal", signal, &self.id]).succeeded();
+    }
+
+    /// Waits until containerd reports the task as stopped.
+    ///
+    /// # Panics
+    /// If it does not by the deadline.
+    #[track_caller]
+    pub fn wait(&self) {
+        // ctr has no verb for it that leaves the task alone; asking takes its time.
+        let deadline = Instant::now() + process::DEADLINE;
+        while self.status() != "STOPPED" {
+            assert!(Instant::now() < deadline, "{} does not stop", self.id);
+        }
+    }
+
+    /// The pid containerd reports.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        let list = ctr(&["task", "list"]).succeeded().text();
+        list.lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|words| words.first() == Some(&self.id.as_str()))
+            .and_then(|words| words.get(1)?.parse().ok())
+            .unwrap_or_else(|| panic!("no pid of {} in\n{list}", self.id))
+    }
+
+    /// The state containerd reports: `RUNNING`, `STOPPED`...
+    #[track_caller]
+    pub fn status(&self) -> String {
+        let list = ctr(&["task", "list"]).succeeded().text();
+        list.lines()
+            .map(|line| line.split_whitespace().collect::<Vec<_>>())
+            .find(|words| words.first() == Some(&self.id.as_str()))
+            .and_then(|words| words.get(2).map(ToString::to_string))
+            .unwrap_or_else(|| panic!("no state of {} in\n{list}", self.id))
+    }
+
+    /// Deletes the stopped task and its container and gives the exit code that containerd
+    /// reports for it.
+    ///
+    /// # Panics
+    /// If either cannot be deleted.
+    #[track_caller]
+    pub fn delete(&self) -> i32 {
+        let output = ctr(&["task", "delete", &self.id]).succeeded();
+        ctr(&["container", "delete", &self.id]).succeeded();
+        // ctr says it in a warning, unless it is 0.
+        let (_, rest) = output.stderr.split_once("exit code ").unwrap_or(("", "0"));
+        let digits = rest.trim_end_matches(|c: char| !c.is_ascii_digit());
+        digits
+            .parse()
+            .unwrap_or_else(|_| panic!("no exit code: {output}"))
+    }
+
+    /// Kills, waits and deletes.
+    #[track_caller]
+    pub fn destroy(self) {
+        self.kill("KILL");
+        self.wait();
+        self.delete();
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        // After a test that deleted it, or failed: nothing here may hide that.
+        if std::path::Path::new(BUNDLES).join(&self.id).exists() {
+            ctr(&["task", "delete", "--force", &self.id]);
+            ctr(&["container", "delete", &self.id]);
+        }
+    }
+}
+
+/// Kills and deletes every task and container: after a failed test, for the next one.
+pub fn sweep() {
+    for task in ctr(&["task", "list", "--quiet"]).text().lines() {
+        ctr(&["task", "delete", "--force", task]);
+    }
+    for container in ctr(&["container", "list", "--quiet"]).text().lines() {
+        ctr(&["container", "delete", container]);
+    }
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().map(ToString::to_string).collect()
+}

@@ -1,0 +1,67 @@
+//! The fixture of every test on the node.
+
+use std::io::Write;
+use std::thread;
+use std::time::Instant;
+
+use crate::containerd::LogMark;
+use crate::ctr::sweep;
+use crate::ledger::Ledger;
+
+/// A test's stay on the node. When dropped, everything the test made must be gone.
+pub struct Node {
+    before: Ledger,
+    log: LogMark,
+    start: Instant,
+}
+
+impl Node {
+    /// Takes the ledger.
+    ///
+    /// # Panics
+    /// If this is not the node.
+    #[track_caller]
+    pub fn enter() -> Self {
+        assert!(
+            std::path::Path::new("/usr/local/lib/node/init").exists(),
+            "this test needs the node; run it with `make e2e T=<name>`"
+        );
+        Self {
+            before: Ledger::take(),
+            log: LogMark::now(),
+            start: Instant::now(),
+        }
+    }
+
+    /// What containerd, the shims and the VMMs have logged since the test began.
+    pub fn log(&self) -> String {
+        self.log.since()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let leaks = self.before.leaks();
+        // Not captured, so that the runner's line gets the time: `test x ... 2.1 s ok`.
+        let mut stdout = std::io::stdout();
+        drop(write!(
+            stdout,
+            "{:.1} s ",
+            self.start.elapsed().as_secs_f64()
+        ));
+        drop(stdout.flush());
+        if thread::panicking() || !leaks.is_empty() {
+            eprintln!(
+                "--- log of containerd, shim and VMM since the test began\n{}",
+                self.log()
+            );
+            eprintln!("--- left behind\n{}", leaks.join("\n"));
+        }
+        if thread::panicking() || !leaks.is_empty() {
+            sweep();
+        }
+        if !thread::panicking() {
+            assert!(leaks.is_empty(), "left behind:\n{}", leaks.join("\n"));
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! The shim called by hand, for bundles that containerd itself would never make.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use containerd_shim_protos::api::{CreateTaskRequest, ShutdownRequest};
+use containerd_shim_protos::ttrpc::{Code, Error, context};
+use containerd_shim_protos::{Client, TaskClient};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::process;
+
+const SHIM: &str = "/usr/local/bin/containerd-shim-rust-v2";
+const ID: &str = "by-hand";
+
+/// A bundle that tests spoil. Gone when dropped.
+pub struct Bundle(TempDir);
+
+impl Bundle {
+    /// A bundle as containerd makes it, of a container that runs `true`.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    #[track_caller]
+    pub fn new() -> Self {
+        let directory = TempDir::new().expect("a temporary directory");
+        let bin = directory.path().join("rootfs/bin");
+        fs::create_dir_all(&bin).expect("a root file system");
+        fs::copy("/usr/bin/busybox", bin.join("true")).expect("the node has busybox");
+        // containerd reads the shim's log from a fifo of this name.
+        fs::write(directory.path().join("log"), "").expect("a log");
+        let bundle = Self(directory);
+        bundle.write_config(&spec().to_string());
+        bundle
+    }
+
+    /// The same with one key of its spec changed.
+    ///
+    /// # Panics
+    /// If there is no such key's parent.
+    #[track_caller]
+    pub fn with(pointer: &str, value: Value) -> Self {
+        let bundle = Self::new();
+        let mut spec = spec();
+        let (parent, key) = pointer.rsplit_once('/').expect("a JSON pointer");
+        spec.pointer_mut(parent).expect("a key of the spec")[key] = value;
+        bundle.write_config(&spec.to_string());
+        bundle
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Replaces `config.json`.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    #[track_caller]
+    pub fn write_config(&self, text: &str) {
+        fs::write(self.path().join("config.json"), text).expect("a config.json");
+    }
+
+    /// Goes through `start`, `Create` and `delete` as containerd does, and gives the
+    /// code and the text of the refusal.
+    ///
+    /// # Panics
+    /// If the bundle is accepted.
+    #[track_caller]
+    pub fn refusal(&self) -> (Code, String) {
+        let started = process::run(self.shim(&["start"])).succeeded();
+        let client = Client::connect(started.text().trim()).expect("the shim listens");
+        let task = TaskClient::new(client);
+        let request = CreateTaskRequest {
+            id: ID.into(),
+            bundle: self.path().to_string_lossy().into_owned(),
+            ..Default::default()
+        };
+        let answer = task.create(deadline(), &request);
+        let shutdown = ShutdownRequest {
+            id: ID.into(),
+            ..Default::default()
+        };
+        // The shim may be gone before it has answered.
+        task.shutdown(deadline(), &shutdown).ok();
+        let bundle = self.path().to_string_lossy().into_owned();
+        process::run(self.shim(&["-bundle", &bundle, "delete"])).succeeded();
+        match answer {
+            Err(Error::RpcStatus(status)) => (status.code(), status.message),
+            other => panic!("a status was expected: {other:?}"),
+        }
+    }
+
+    fn shim(&self, args: &[&str]) -> Command {
+        let mut shim = Command::new(SHIM);
+        shim.current_dir(self.path())
+            .env("TTRPC_ADDRESS", "/run/containerd/containerd.sock.ttrpc")
+            .args(["-namespace", "default", "-id", ID])
+            .args(["-address", "/run/containerd/containerd.sock"])
+            .args(args);
+        shim
+    }
+}
+
+impl Default for Bundle {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn deadline() -> context::Context {
+    context::with_duration(Duration::from_secs(60))
+}
+
+fn spec() -> Value {
+    json!({
+        "ociVersion": "1.1.0",
+        "process": {
+            "user": { "uid": 0, "gid": 0 },
+            "args": ["true"],
+            "env": ["PATH=/bin"],
+            "cwd": "/",
+        },
+        "root": { "path": "rootfs" },
+        "mounts": [
+            { "destination": "/proc", "type": "proc", "source": "proc" },
+        ],
+        "linux": {
+            "namespaces": [
+                { "type": "pid" }, { "type": "ipc" }, { "type": "uts" },
+                { "type": "mount" }, { "type": "network" },
+            ],
+        },
+    })
+}
