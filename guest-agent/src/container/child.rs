@@ -1,0 +1,268 @@
+//! Stop 10 of twelve, in the container: from the fork to the exec.
+//!
+//! This code runs in a forked copy of the agent. The agent has a single thread, so
+//! nothing it holds is locked and allocating is safe here; the copy never returns
+//! to the agent's code: it ends in exec or in [`sys::exit_now`]. Everything that may
+//! stall on a file of the host happens here and not in the agent.
+//!
+//! The order is runc's where a container can notice it.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{setns, unshare};
+use nix::sys::stat::{Mode, makedev, umask};
+use nix::unistd::{chdir, execve, sethostname, setsid};
+
+use super::channel::ChildLine;
+use super::mounts::{self, set_propagation, set_read_only};
+use super::namespaces::Namespaces;
+use super::plan::{ContainerPlan, ProcessPlan};
+use super::program::{home_in_passwd, look_up, variable};
+use super::setup_error::{Context, SetupError};
+use super::terminal;
+use crate::{stdio, sys};
+
+/// Most of `/etc/passwd` that is read, in bytes.
+const MAX_PASSWD: u64 = 1 << 20;
+/// Exit status of a child that never became its program; the reason went over the line.
+pub const NOT_STARTED: i32 = 1;
+
+/// The child's ends of its standard I/O.
+#[derive(Debug)]
+pub enum ChildStdio {
+    /// A terminal, made by the child itself.
+    Terminal,
+    /// A pipe for each of stdin, stdout and stderr; none means `/dev/null`.
+    Pipes([Option<OwnedFd>; 3]),
+}
+
+/// The program, ready to be executed.
+struct Program {
+    path: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
+
+/// Becomes the init of a container.
+pub fn run_init(plan: &ContainerPlan, line: &ChildLine, stdio: &ChildStdio) -> ! {
+    let result = set_up_init(plan, line, stdio).and_then(|program| hand_over(&program, line));
+    give_up(line, result)
+}
+
+/// Becomes a further process of the container whose init is behind `init`. The
+/// parent has entered the container's pid namespace and cgroup for us.
+pub fn run_exec(plan: &ProcessPlan, init: &OwnedFd, line: &ChildLine, stdio: &ChildStdio) -> ! {
+    let result = set_up_exec(plan, init, line, stdio).and_then(|program| hand_over(&program, line));
+    give_up(line, result)
+}
+
+fn set_up_init(
+    plan: &ContainerPlan,
+    line: &ChildLine,
+    stdio: &ChildStdio,
+) -> Result<Program, SetupError> {
+    leave_agent(&[sys::raw(line)], stdio)?;
+    unshare(plan.namespaces.in_child()).or_guest(|| "making a cgroup namespace")?;
+
+    let sources = mounts::take_sources(&plan.mounts)?;
+    let staged = plan.dev.stage()?;
+    mounts::enter_rootfs(&plan.rootfs)?;
+    mounts::mount_all(&plan.mounts, &sources)?;
+    plan.dev.fill(&staged)?;
+    make_cwd(&plan.process.cwd)?;
+    if let Some(flags) = plan.propagation {
+        set_propagation(Path::new("/"), flags)?;
+    }
+
+    take_stdio(&plan.process, line, stdio, true)?;
+    mounts::seal(&plan.mounts)?;
+    if plan.readonly_rootfs {
+        set_read_only(Path::new("/"))?;
+    }
+    set_names(plan)?;
+    for (path, value) in &plan.sysctls {
+        fs::write(path, value).or_request(|| format!("sysctl: writing {value:?} to {path:?}"))?;
+    }
+    plan.readonly_paths
+        .iter()
+        .try_for_each(|path| protect(path))?;
+    plan.masked_paths.iter().try_for_each(|path| mask(path))?;
+    become_process(&plan.process)
+}
+
+fn set_up_exec(
+    plan: &ProcessPlan,
+    init: &OwnedFd,
+    line: &ChildLine,
+    stdio: &ChildStdio,
+) -> Result<Program, SetupError> {
+    leave_agent(&[sys::raw(line), sys::raw(init)], stdio)?;
+    // Close-on-exec: the program does not see this descriptor.
+    setns(init, Namespaces::to_join()).or_request(|| "joining the container's namespaces")?;
+    take_stdio(plan, line, stdio, false)?;
+    become_process(plan)
+}
+
+/// Sheds what a copy of the agent still has of it. `keep` lists descriptors besides
+/// those of standard I/O.
+fn leave_agent(keep: &[i32], stdio: &ChildStdio) -> Result<(), SetupError> {
+    sys::reset_signals().or_guest(|| "resetting signals")?;
+    let mut keep = keep.to_vec();
+    if let ChildStdio::Pipes(fds) = stdio {
+        keep.extend(fds.iter().flatten().map(sys::raw));
+    }
+    // A waiting child would hold the pipes of other containers open.
+    sys::close_all_except(&keep).or_guest(|| "closing the agent's descriptors")?;
+    setsid().or_guest(|| "setsid")?;
+    umask(Mode::from_bits_truncate(0o022));
+    Ok(())
+}
+
+/// runc makes a missing working directory.
+fn make_cwd(cwd: &Path) -> Result<(), SetupError> {
+    if fs::metadata(cwd).is_ok() {
+        return Ok(());
+    }
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(cwd);
+    made.or_request(|| format!("making cwd {cwd:?}"))
+}
+
+fn take_stdio(
+    plan: &ProcessPlan,
+    line: &ChildLine,
+    stdio: &ChildStdio,
+    is_init: bool,
+) -> Result<(), SetupError> {
+    match stdio {
+        ChildStdio::Terminal => terminal::become_stdio(line, plan.console_size, is_init),
+        ChildStdio::Pipes([stdin, stdout, stderr]) => {
+            let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty());
+            let null = null.or_request(|| "opening /dev/null")?;
+            let [stdin, stdout, stderr] =
+                [stdin, stdout, stderr].map(|fd| fd.as_ref().map_or(null.as_fd(), AsFd::as_fd));
+            stdio::replace_standard(stdin, stdout, stderr).or_guest(|| "setting up standard I/O")
+        }
+    }
+}
+
+fn set_names(plan: &ContainerPlan) -> Result<(), SetupError> {
+    if !plan.hostname.is_empty() {
+        sethostname(&plan.hostname)
+            .or_request(|| format!("setting the host name {:?}", plan.hostname))?;
+    }
+    if !plan.domainname.is_empty() {
+        let name = &plan.domainname;
+        sys::set_domain_name(name).or_request(|| format!("setting the domain name {name:?}"))?;
+    }
+    Ok(())
+}
+
+/// Makes `path` and all below read-only; a path the image lacks needs nothing.
+fn protect(path: &Path) -> Result<(), SetupError> {
+    let what = || format!("making {path:?} read-only");
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    match mount(Some(path), path, None::<&str>, flags, None::<&str>) {
+        Err(Errno::ENOENT) => return Ok(()),
+        other => other.or_guest(what)?,
+    }
+    sys::set_mount_attributes(path, libc::MOUNT_ATTR_RDONLY, 0, true).or_guest(what)
+}
+
+/// Hides `path`: a file behind `/dev/null`, a directory behind an empty one.
+fn mask(path: &Path) -> Result<(), SetupError> {
+    let what = || format!("masking {path:?}");
+    let none = None::<&str>;
+    let null = Path::new("/dev/null");
+    let found = fs::metadata(null).or_request(what)?;
+    if !found.file_type().is_char_device() || found.rdev() != makedev(1, 3) {
+        // Binding anything else over the path would show what it was to hide.
+        return Err(SetupError::request(format!(
+            "masking {path:?}: the container's /dev/null is not the null device"
+        )));
+    }
+    match mount(Some(null), path, none, MsFlags::MS_BIND, none) {
+        Err(Errno::ENOENT) => Ok(()),
+        Err(Errno::ENOTDIR) => {
+            mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_RDONLY, none).or_guest(what)
+        }
+        other => other.or_guest(what),
+    }
+}
+
+/// Takes on directory, user and capabilities, and finds the program.
+fn become_process(plan: &ProcessPlan) -> Result<Program, SetupError> {
+    let enter_cwd = || chdir(&plan.cwd);
+    let what = || format!("chdir to cwd ({:?}) set in config.json failed", plan.cwd);
+    // As root first: the user may lack the right to search a directory on the way.
+    // On shares it can be the other way round, hence again as the user.
+    let entered = match enter_cwd() {
+        Err(Errno::EPERM | Errno::EACCES) => false,
+        other => other.or_request(what).map(|()| true)?,
+    };
+    let credentials = &plan.credentials;
+    credentials.own_stdio()?;
+    let env = with_home(plan);
+    credentials.become_user()?;
+    if !entered {
+        enter_cwd().or_request(what)?;
+    }
+    credentials.drop_capabilities()?;
+    let path = look_up(&plan.name, variable(&env, "PATH"))?;
+    let c_string = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| Errno::EINVAL);
+    Ok(Program {
+        path: c_string(path.into_os_string().into_vec()).or_request(|| "program path")?,
+        args: plan.args.clone(),
+        env: env
+            .into_iter()
+            .map(|entry| c_string(entry.into_bytes()))
+            .collect::<Result<_, _>>()
+            .or_request(|| "process.env")?,
+    })
+}
+
+/// The environment, with `HOME` from the image's `/etc/passwd` if it is not set.
+fn with_home(plan: &ProcessPlan) -> Vec<String> {
+    let mut env = plan.env.clone();
+    if variable(&env, "HOME").is_some_and(|home| !home.is_empty()) {
+        return env;
+    }
+    let mut passwd = Vec::new();
+    // An image without the file, or with an unreadable one, has no homes.
+    if let Ok(file) = File::open("/etc/passwd") {
+        file.take(MAX_PASSWD).read_to_end(&mut passwd).ok();
+    }
+    let home = home_in_passwd(&passwd, plan.credentials.uid());
+    env.retain(|entry| !entry.starts_with("HOME="));
+    env.push(format!(
+        "HOME={}",
+        String::from_utf8_lossy(home.as_os_str().as_bytes())
+    ));
+    env
+}
+
+/// Waits for the start, then executes the program.
+fn hand_over(program: &Program, line: &ChildLine) -> Result<Infallible, SetupError> {
+    line.ready().or_guest(|| "waiting for the start")?;
+    let failed = execve(&program.path, &program.args, &program.env);
+    failed.or_request(|| format!("exec {}", program.path.to_string_lossy()))
+}
+
+fn give_up(line: &ChildLine, result: Result<Infallible, SetupError>) -> ! {
+    let Err(error) = result;
+    // If even this fails the agent sees the end of the line.
+    line.fail(&error).ok();
+    sys::exit_now(NOT_STARTED)
+}

@@ -1,0 +1,132 @@
+//! A container: its cgroup, its init, and the processes executed in it later.
+//!
+//! ```text
+//!   create ──► Created ──start──► Running ──init ends──► Stopped ──delete──► gone
+//!                 └────────killed, or exec failed───────────▲
+//! ```
+//!
+//! Created: the init waits just before its exec. Running: it was released. Stopped:
+//! it has ended; its exit can be asked for until the delete. The state is never
+//! stored: it follows from whether the init has ended and whether its line was taken.
+
+pub mod cgroup;
+mod channel;
+mod child;
+pub use child::ChildStdio;
+pub mod create;
+mod credentials;
+mod devices;
+mod launch;
+mod mount_options;
+mod mounts;
+mod namespaces;
+mod plan;
+mod program;
+mod resources;
+pub mod setup_error;
+mod terminal;
+
+use std::sync::{Arc, Mutex};
+
+use self::cgroup::Cgroup;
+use self::channel::Line;
+use crate::error::Error;
+use crate::oci;
+use crate::process::Process;
+use crate::registry::{Registry, Reservation};
+use crate::sync::lock;
+
+/// One container.
+#[derive(Debug)]
+pub struct Container {
+    id: String,
+    cgroup: Cgroup,
+    init: Arc<Process>,
+    /// There while the init waits for its start.
+    line: Mutex<Option<Line>>,
+    /// What later processes inherit where they leave it open.
+    init_spec: oci::Process,
+    execs: Registry<Process>,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Set up, not started.
+    Created,
+    /// Started.
+    Running,
+    /// Its init has ended.
+    Stopped,
+}
+
+impl Container {
+    /// Where it is in its life.
+    pub fn state(&self) -> State {
+        if self.init.exit().is_some() {
+            State::Stopped
+        } else if lock(&self.line).is_some() {
+            State::Created
+        } else {
+            State::Running
+        }
+    }
+
+    /// Its init (empty `exec_id`) or the process `exec_id`.
+    pub fn process(&self, exec_id: &str) -> Result<Arc<Process>, Error> {
+        if exec_id.is_empty() {
+            return Ok(Arc::clone(&self.init));
+        }
+        self.execs.get(exec_id)
+    }
+
+    /// Takes `exec_id` for a process to be made.
+    pub fn reserve_exec<'a>(&'a self, exec_id: &'a str) -> Result<Reservation<'a, Process>, Error> {
+        self.execs.reserve(exec_id)
+    }
+
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
+    /// Lets the init execute its program; returns once it did.
+    pub async fn start(&self) -> Result<(), Error> {
+        let state = self.state();
+        let line = lock(&self.line).take();
+        match (state, line) {
+            (State::Created, Some(line)) => launch::release(&line, &self.init).await,
+            (State::Stopped, _) => Err(self.wrong_state("it has ended")),
+            _ => Err(self.wrong_state("it is already started")),
+        }
+    }
+
+    /// Forgets the ended process `exec_id`.
+    pub fn delete_exec(&self, exec_id: &str) -> Result<(), Error> {
+        if self.execs.get(exec_id)?.exit().is_none() {
+            return Err(Error::State {
+                kind: "process",
+                id: exec_id.into(),
+                why: "it is still running: kill it first".into(),
+            });
+        }
+        self.execs.remove(exec_id);
+        Ok(())
+    }
+
+    /// Kills what is left of a container that does not run and removes its cgroup. May be repeated.
+    pub async fn destroy(&self) -> Result<(), Error> {
+        if self.state() == State::Running {
+            return Err(self.wrong_state("it is running: kill it first"));
+        }
+        Ok(self.cgroup.destroy().await?)
+    }
+
+    fn wrong_state(&self, why: &str) -> Error {
+        Error::State {
+            kind: "container",
+            id: self.id.clone(),
+            why: why.into(),
+        }
+    }
+}
