@@ -133,7 +133,10 @@ mod tests {
         assert_eq!(parse("--jail /x"), Err(ArgsError::Combination));
         assert_eq!(parse("--config a --jail b"), Err(ArgsError::Combination));
         assert_eq!(parse("--config"), Err(ArgsError::NoValue("--config")));
-        assert!(matches!(parse("--log-fd -1"), Err(ArgsError::NotADescriptor { .. })));
+        assert!(matches!(
+            parse("--log-fd -1"),
+            Err(ArgsError::NotADescriptor { .. })
+        ));
         assert!(matches!(parse("vm.json"), Err(ArgsError::Unknown(_))));
     }
 }

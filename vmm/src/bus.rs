@@ -1,9 +1,8 @@
-//! Addresses to devices, for memory-mapped and for port I/O.
+//! Stop 6 of twelve: from addresses to devices, for memory-mapped and for port I/O. A
+//! vCPU's exit names an address; the bus finds the device there and hands it the offset.
 //!
-//! Stop 6 of twelve, second part: a vCPU's exit names an address; the bus finds the
-//! device there and hands it the offset. Addresses and lengths are the guest's: what hits
-//! no device, or runs past a device's end, reads as all ones and writes nowhere, like a
-//! bus with nobody on it.
+//! Addresses and lengths are the guest's: what hits no device, or runs past a device's
+//! end, reads as all ones and writes nowhere, like a bus with nobody on it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,12 +45,7 @@ pub struct Bus {
 
 impl Bus {
     /// Puts a device at `size` bytes from `base`.
-    pub fn insert(
-        &mut self,
-        base: u64,
-        size: u64,
-        device: SharedDevice,
-    ) -> Result<(), BusOverlap> {
+    pub fn insert(&mut self, base: u64, size: u64, device: SharedDevice) -> Result<(), BusOverlap> {
         let overlap = BusOverlap { base, size };
         let last = size
             .checked_sub(1)

@@ -9,7 +9,9 @@
 //! carried them out: once [`Registration::remove`] returned, the subscriber is off the
 //! loop and back in the caller's hands.
 
-use event_manager::{EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps};
+use event_manager::{
+    EventManager, MutEventSubscriber, RemoteEndpoint, SubscriberId, SubscriberOps,
+};
 use thiserror::Error;
 
 /// What lives on the loop.
@@ -73,9 +75,9 @@ impl LoopHandle {
     /// Must not be called from the loop's own thread, which would wait for itself. Fails
     /// when the loop has ended.
     pub fn add(&self, subscriber: Subscriber) -> Result<Registration, LoopError> {
-        let id = self
-            .endpoint
-            .call_blocking(move |ops| Ok::<_, event_manager::Error>(ops.add_subscriber(subscriber)))?;
+        let id = self.endpoint.call_blocking(move |ops| {
+            Ok::<_, event_manager::Error>(ops.add_subscriber(subscriber))
+        })?;
         Ok(Registration {
             endpoint: self.endpoint.clone(),
             id,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::eventfd;
 use crate::exit::Exit;
 
 #[derive(Debug)]
@@ -39,8 +40,7 @@ impl ExitLatch {
         let mut first = self.lock();
         if first.is_none() {
             *first = Some(exit);
-            // EAGAIN: the counter is full, so the descriptor is readable.
-            let _: Result<(), _> = self.state.event.write(1);
+            eventfd::raise(&self.state.event);
         }
     }
 
@@ -61,7 +61,10 @@ impl ExitLatch {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Exit>> {
-        self.state.exit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state
+            .exit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -19,6 +19,7 @@
 
 use std::path::Path;
 
+use capctl::prctl::Secbits;
 use capctl::{Cap, CapSet, CapState};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -107,6 +108,9 @@ fn raise_open_files() {
 
 fn limit_capabilities() -> Result<(), JailError> {
     let kept: CapSet = KEPT.into_iter().collect();
+    // The file system thread creates files as users of the guest and keeps its
+    // capabilities meanwhile (see `devices::virtio::fs`); this takes CAP_SETPCAP.
+    capctl::prctl::set_securebits(Secbits::NO_SETUID_FIXUP).map_err(JailError::Capabilities)?;
     capctl::prctl::set_no_new_privs().map_err(JailError::Capabilities)?;
     // Neither core dumps nor ptrace by a process of the same user.
     capctl::prctl::set_dumpable(false).map_err(JailError::Capabilities)?;

@@ -12,7 +12,7 @@
 //! | [`memory`], [`irq`], [`arch`] | RAM, interrupt lines, what the guest finds at its start |
 //! | [`vcpu`], [`bus`], [`devices`] | processors, and what their accesses reach |
 //! | [`event_loop`], [`control`], [`control_thread`] | what happens beside them |
-//! | [`exit_latch`], [`exit`], [`log`] | how it ends, and what is told of it |
+//! | [`eventfd`], [`exit_latch`], [`exit`], [`log`] | how it ends, and what is told of it |
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("husk-vmm runs on x86-64 Linux only");
@@ -25,6 +25,7 @@ pub mod control;
 pub mod control_thread;
 pub mod devices;
 pub mod event_loop;
+pub mod eventfd;
 pub mod exit;
 pub mod exit_latch;
 pub mod irq;

@@ -1,16 +1,15 @@
 //! The log: whole lines, `<level> <message>`, on one descriptor.
 //!
 //! The guest must not be able to fill the host's log. Messages it can provoke carry the
-//! target `guest`; they and everything that libraries log share one [`Budget`]. Our own
+//! target `guest`; they and the warnings of libraries share one [`Budget`]. Our own
 //! messages about the machine's life are not limited.
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use log::{LevelFilter, Log, Metadata, Record};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 
 /// Longest line, in bytes; a pipe takes up to 4096 bytes of one write unmixed
 /// (`PIPE_BUF`, pipe(7)).
@@ -64,12 +63,16 @@ struct LineLog {
 }
 
 impl Log for LineLog {
-    fn enabled(&self, _metadata: &Metadata) -> bool {
-        true
+    /// What libraries say below a warning is of no use to a host's operator.
+    fn enabled(&self, metadata: &Metadata) -> bool {
+        is_ours(metadata.target()) || metadata.level() <= Level::Warn
     }
 
     fn log(&self, record: &Record) {
-        if is_limited(record.target()) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        if !is_ours(record.target()) {
             let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
             if !budget.spend(Instant::now()) {
                 return;
@@ -77,22 +80,20 @@ impl Log for LineLog {
         }
         let line = line(record);
         // Nobody is left to tell when the log itself cannot be written.
-        let _: std::io::Result<()> = (&self.file).write_all(line.as_bytes());
+        (&self.file).write_all(line.as_bytes()).ok();
     }
 
     fn flush(&self) {}
 }
 
-fn is_limited(target: &str) -> bool {
-    target != "husk_vmm" && !target.starts_with("husk_vmm::")
+fn is_ours(target: &str) -> bool {
+    target == "husk_vmm" || target.starts_with("husk_vmm::")
 }
 
 /// One line: control characters become `.`, what is too long is cut.
 fn line(record: &Record) -> String {
-    let mut text = record.level().as_str().to_ascii_lowercase();
-    // Writing to a String does not fail.
-    let _: std::fmt::Result = write!(text, " {}", record.args());
-    let mut line: String = text
+    let level = record.level().as_str().to_ascii_lowercase();
+    let mut line: String = format!("{level} {}", record.args())
         .chars()
         .map(|c| if c.is_control() { '.' } else { c })
         .collect();
@@ -153,8 +154,8 @@ mod tests {
 
     #[test]
     fn guests_and_libraries_share_a_budget_that_refills() {
-        assert!(is_limited("guest") && is_limited("fuse_backend_rs::api"));
-        assert!(!is_limited("husk_vmm::vm"));
+        assert!(!is_ours("guest") && !is_ours("fuse_backend_rs::api"));
+        assert!(is_ours("husk_vmm::vm") && is_ours("husk_vmm"));
         let start = Instant::now();
         let mut budget = Budget::new(start);
         let granted = (0..1000).filter(|_| budget.spend(start)).count();

@@ -1,7 +1,6 @@
-//! `husk-vmm`: one virtual machine, from its configuration to its exit code.
-//!
-//! Stop 5 of twelve: the shim starts this program in the pod's namespaces; it enters its
-//! jail, reads its configuration, follows the build recipe (`vm.rs`) and runs.
+//! Stop 5 of twelve: `husk-vmm`, one virtual machine from its configuration to its exit
+//! code. The shim starts this program in the pod's namespaces; it enters its jail, reads
+//! its configuration, follows the build recipe (`vm.rs`) and runs.
 
 use std::fs::File;
 use std::os::fd::{OwnedFd, RawFd};

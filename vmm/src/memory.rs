@@ -74,7 +74,10 @@ pub fn allocate(mib: u32) -> Result<GuestMemory, MemoryError> {
 }
 
 /// Gives every RAM range to KVM, one slot each.
-#[expect(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes a host address")]
+#[expect(
+    unsafe_code,
+    reason = "KVM_SET_USER_MEMORY_REGION takes a host address"
+)]
 pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), MemoryError> {
     for (slot, region) in (0u32..).zip(memory.iter()) {
         let base = region.start_addr().raw_value();
@@ -102,13 +105,8 @@ fn refuse_huge_pages(memory: &GuestMemoryMmap) {
     for region in memory.iter() {
         // SAFETY: the range is exactly one live mapping of ours; MADV_NOHUGEPAGE changes
         // neither its contents nor its protection.
-        let status = unsafe {
-            libc::madvise(
-                region.as_ptr().cast(),
-                region.size(),
-                libc::MADV_NOHUGEPAGE,
-            )
-        };
+        let status =
+            unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_NOHUGEPAGE) };
         if status != 0 {
             // EINVAL: a host kernel without huge pages, which is what was asked for.
             log::debug!("madvise(MADV_NOHUGEPAGE) on guest RAM failed; going on");

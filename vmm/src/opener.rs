@@ -69,7 +69,10 @@ impl Descriptors {
     /// Takes `fd`, which `what` names in an error.
     ///
     /// Standard input, output and error are never given away.
-    #[expect(unsafe_code, reason = "a descriptor number becomes an owned descriptor")]
+    #[expect(
+        unsafe_code,
+        reason = "a descriptor number becomes an owned descriptor"
+    )]
     pub fn take(&mut self, fd: RawFd, what: &'static str) -> Result<OwnedFd, OpenError> {
         let refused = OpenError::Descriptor { what, fd };
         if fd <= 2 || !self.taken.insert(fd) {

@@ -1,7 +1,6 @@
-//! The machine: how it is built, how it runs, how it ends.
-//!
-//! Stop 5 of twelve, second part. [`Vm::build`] is the recipe; it reads from top to
-//! bottom in the order in which things must happen.
+//! Stop 5 of twelve: the machine, how it is built, how it runs, how it ends.
+//! [`Vm::build`] is the recipe; it reads from top to bottom in the order in which things
+//! must happen.
 
 use std::sync::{Arc, Mutex};
 
@@ -137,7 +136,9 @@ impl Vm {
         let console = ConsoleRing::default();
         let terminal = add_console(&vm, &mut buses, &mut event_loop, config, &console, &latch)?;
         add_port_devices(&mut buses, &latch)?;
-        let (devices, share) = virtio_devices(config, &mut resources, &event_loop)?;
+        let fs = config.share.as_ref().map(Fs::new).transpose()?;
+        let share = fs.as_ref().map(Fs::control);
+        let devices = virtio_devices(config, &mut resources, fs, &event_loop);
         let slots = add_virtio(&vm, &mut buses, devices, &memory)?;
 
         let supported = cpuid::supported(&resources.kvm)
@@ -253,21 +254,19 @@ fn add_port_devices(buses: &mut Buses, latch: &ExitLatch) -> Result<(), BusOverl
 fn virtio_devices(
     config: &VmConfig,
     resources: &mut Resources,
+    fs: Option<Fs>,
     event_loop: &EventLoop,
-) -> Result<(Vec<Box<dyn VirtioDevice>>, Option<ShareControl>), BuildError> {
+) -> Vec<Box<dyn VirtioDevice>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new(event_loop.handle()))];
     if let (Some(vsock), Some(listener)) = (&config.vsock, resources.vsock_listener.take()) {
         let target = vsock.guest_connect.clone();
         let handle = event_loop.handle();
         devices.push(Box::new(Vsock::new(vsock.cid, listener, target, handle)));
     }
-    let mut control = None;
-    if let Some(share) = &config.share {
-        let fs = Fs::new(share)?;
-        control = Some(fs.control());
+    if let Some(fs) = fs {
         devices.push(Box::new(fs));
     }
-    Ok((devices, control))
+    devices
 }
 
 /// Gives each device a slot, an interrupt line and doorbells; returns slots and lines.
@@ -290,7 +289,9 @@ fn add_virtio(
                 .map_err(kvm_error("a doorbell (ioeventfd)"))?;
         }
         let transport = Arc::new(Mutex::new(transport));
-        buses.mmio.insert(base, layout::VIRTIO_MMIO_SIZE, transport)?;
+        buses
+            .mmio
+            .insert(base, layout::VIRTIO_MMIO_SIZE, transport)?;
         slots.push((base, gsi));
     }
     Ok(slots)

@@ -94,7 +94,11 @@ fn trees_are_added_and_removed() {
     let shim = Shim::new(Some(fs.control()));
     let add = |path: &str| {
         let export = json!({ "path": path, "cache": "always" });
-        shim.ask(json!({ "verb": "add_share", "export": export }).to_string().as_bytes())
+        shim.ask(
+            json!({ "verb": "add_share", "export": export })
+                .to_string()
+                .as_bytes(),
+        )
     };
     assert_eq!(add("c1"), json!("ok"));
     assert!(add("missing")["error"].is_string());

@@ -55,7 +55,11 @@ mod tests {
 
     #[test]
     fn a_clean_end_is_announced_by_its_code_alone() {
-        for (code, expected) in [(INIT_RUNNING, Exit::Reset), (3, Exit::Reset), (CLEAN_END, Exit::Clean)] {
+        for (code, expected) in [
+            (INIT_RUNNING, Exit::Reset),
+            (3, Exit::Reset),
+            (CLEAN_END, Exit::Clean),
+        ] {
             let latch = ExitLatch::new().unwrap();
             DebugPort::new(latch.clone()).write(0, &[code]);
             latch.reset();

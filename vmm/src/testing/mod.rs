@@ -148,7 +148,12 @@ impl GuestQueue {
             let index = self.next_descriptor;
             self.next_descriptor = (index + 1) % self.size;
             let more = at + 1 < buffers.len();
-            self.write_descriptor(self.base, index, *buffer, more.then_some(self.next_descriptor));
+            self.write_descriptor(
+                self.base,
+                index,
+                *buffer,
+                more.then_some(self.next_descriptor),
+            );
         }
         self.publish(head);
         head
@@ -170,7 +175,12 @@ impl GuestQueue {
 
     /// Writes a descriptor of the main table, whatever it says.
     pub fn write_raw(&self, index: u16, address: u64, len: u32, flags: u32, next: u16) {
-        write_descriptor(&self.mem, self.base, index, (address, len, flags as u16, next));
+        write_descriptor(
+            &self.mem,
+            self.base,
+            index,
+            (address, len, flags as u16, next),
+        );
     }
 
     /// Puts a head into the available ring and moves its index on.
@@ -215,7 +225,11 @@ impl GuestQueue {
     }
 
     fn write_descriptor(&self, table: u64, index: u16, buffer: Buffer, next: Option<u16>) {
-        let write = if buffer.writable { VRING_DESC_F_WRITE } else { 0 };
+        let write = if buffer.writable {
+            VRING_DESC_F_WRITE
+        } else {
+            0
+        };
         let link = if next.is_some() { VRING_DESC_F_NEXT } else { 0 };
         let fields = (
             buffer.address,

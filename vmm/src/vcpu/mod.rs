@@ -91,7 +91,9 @@ pub fn create(vm: &VmFd, supported: &CpuId, count: u32) -> Result<Vec<VcpuFd>, V
     (0..count)
         .map(|id| {
             let kvm_error = |what| move |source| VcpuError::Kvm { id, what, source };
-            let vcpu = vm.create_vcpu(id.into()).map_err(kvm_error("creating it"))?;
+            let vcpu = vm
+                .create_vcpu(id.into())
+                .map_err(kvm_error("creating it"))?;
             let mut features = supported.clone();
             cpuid::for_vcpu(&mut features, id, count);
             // First: KVM checks what follows against it.
@@ -135,7 +137,13 @@ impl VcpuThreads {
             ended,
         };
         for (id, vcpu) in (0..).zip(vcpus) {
-            let thread = spawn(id, vcpu, &all.stop, buses.clone(), (latch.clone(), running.clone()));
+            let thread = spawn(
+                id,
+                vcpu,
+                &all.stop,
+                buses.clone(),
+                (latch.clone(), running.clone()),
+            );
             all.threads
                 .push(thread.map_err(|source| VcpuError::Thread { id, source })?);
         }
@@ -147,8 +155,10 @@ impl VcpuThreads {
     pub fn stop(self) {
         self.stop.set();
         for thread in &self.threads {
-            // An error means that the thread has ended.
-            let _: Result<(), _> = thread.kill(kick::signal());
+            if let Err(error) = thread.kill(kick::signal()) {
+                // It has ended already.
+                log::debug!("a vCPU thread was not there to be stopped: {error}");
+            }
         }
         if self.ended.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             log::warn!("a vCPU thread is still waiting for the host; leaving it behind");

@@ -1,7 +1,5 @@
-//! The loop of a vCPU thread.
-//!
-//! Stop 6 of twelve: the guest runs until it does something KVM leaves to us, which
-//! becomes a call to the device at that address.
+//! Stop 6 of twelve: the loop of a vCPU thread. The guest runs until it does something
+//! KVM leaves to us, which becomes a call to the device at that address.
 
 use kvm_ioctls::VcpuExit;
 
@@ -88,7 +86,10 @@ mod tests {
         let reset = Arc::new(Mutex::new(I8042::new(latch.clone())));
         buses.ports.insert(i8042::BASE, i8042::SIZE, reset).unwrap();
         let debug = Arc::new(Mutex::new(DebugPort::new(latch.clone())));
-        buses.ports.insert(debug_port::BASE, debug_port::SIZE, debug).unwrap();
+        buses
+            .ports
+            .insert(debug_port::BASE, debug_port::SIZE, debug)
+            .unwrap();
         buses
     }
 
@@ -110,7 +111,10 @@ mod tests {
         let latch = ExitLatch::new().unwrap();
         let buses = buses(&latch);
         let mut data = [0; 4];
-        assert_eq!(handle_exit(VcpuExit::MmioRead(0xd000_0000, &mut data), &buses), None);
+        assert_eq!(
+            handle_exit(VcpuExit::MmioRead(0xd000_0000, &mut data), &buses),
+            None
+        );
         assert_eq!(data, [0xff; 4]);
         let mut status = [0xff];
         assert_eq!(handle_exit(VcpuExit::IoIn(0x64, &mut status), &buses), None);

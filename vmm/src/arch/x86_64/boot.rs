@@ -29,16 +29,17 @@ const E820_RESERVED: u32 = 2;
 #[derive(Debug, Error)]
 pub enum BootError {
     /// Not an ELF kernel, or it does not fit.
-    #[error("cannot load the kernel: is it an uncompressed x86-64 `vmlinux`, and does it fit into guest RAM?")]
+    #[error(
+        "cannot load the kernel: is it an uncompressed x86-64 `vmlinux`, and does it fit into guest RAM?"
+    )]
     Kernel(#[source] linux_loader::loader::Error),
-    /// A segment overlaps what the VMM keeps below 1 MiB.
-    #[error("the kernel's entry point {0:#x} lies below 1 MiB")]
-    LowEntry(u64),
     /// The initramfs cannot be read.
     #[error("cannot read the initramfs")]
     InitramfsFile(#[source] std::io::Error),
     /// Not enough RAM.
-    #[error("an initramfs of {len} bytes does not fit into guest RAM beside the kernel; give the VM more memory")]
+    #[error(
+        "an initramfs of {len} bytes does not fit into guest RAM beside the kernel; give the VM more memory"
+    )]
     InitramfsSize {
         /// Its length in bytes.
         len: u64,
@@ -70,8 +71,8 @@ pub struct BootSource<'a> {
 /// Loads everything; returns the kernel's entry point.
 pub fn load(memory: &GuestMemory, source: BootSource) -> Result<u64, BootError> {
     let start = GuestAddress(layout::HIGH_RAM_START);
-    let kernel = Elf::load(&**memory, None, source.kernel, Some(start))
-        .map_err(BootError::Kernel)?;
+    let kernel =
+        Elf::load(&**memory, None, source.kernel, Some(start)).map_err(BootError::Kernel)?;
     let entry = kernel.kernel_load.raw_value();
     let initramfs = match source.initramfs {
         Some(file) => load_initramfs(memory, file, kernel.kernel_end)?,
@@ -88,8 +89,7 @@ pub fn load(memory: &GuestMemory, source: BootSource) -> Result<u64, BootError> 
 ///
 /// Arguments for init (behind `--`) stay at the end.
 pub fn cmdline(given: &str, devices: &[(u64, u32)]) -> Result<Cmdline, BootError> {
-    let mut cmdline =
-        Cmdline::try_from(given, layout::CMDLINE_SIZE).map_err(BootError::Cmdline)?;
+    let mut cmdline = Cmdline::try_from(given, layout::CMDLINE_SIZE).map_err(BootError::Cmdline)?;
     for (address, gsi) in devices {
         let address = GuestAddress(*address);
         cmdline
@@ -170,7 +170,10 @@ fn write_zero_page(
     params.hdr.header = HEADER_MAGIC;
     params.hdr.kernel_alignment = KERNEL_ALIGNMENT;
     params.hdr.cmd_line_ptr = layout::CMDLINE as u32;
-    params.hdr.cmdline_size = cmdline.as_cstring().map_err(BootError::Cmdline)?.count_bytes() as u32;
+    params.hdr.cmdline_size = cmdline
+        .as_cstring()
+        .map_err(BootError::Cmdline)?
+        .count_bytes() as u32;
     // Below the MMIO hole, so below 4 GiB.
     params.hdr.ramdisk_image = initramfs.address as u32;
     params.hdr.ramdisk_size = initramfs.len as u32;

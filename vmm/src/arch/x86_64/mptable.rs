@@ -74,7 +74,16 @@ fn build(vcpus: u32) -> Result<Vec<u8>, MpTableError> {
     entry(&[ioapic, layout::IOAPIC.to_le_bytes()].concat());
     // Polarity and trigger (two bytes of 0) are those of the bus.
     for line in 0..=layout::LAST_GSI as u8 {
-        entry(&[ENTRY_IO_INTERRUPT, INTERRUPT_INT, 0, 0, ISA_BUS, line, ioapic_id, line]);
+        entry(&[
+            ENTRY_IO_INTERRUPT,
+            INTERRUPT_INT,
+            0,
+            0,
+            ISA_BUS,
+            line,
+            ioapic_id,
+            line,
+        ]);
     }
     for (kind, apic, pin) in [(INTERRUPT_EXTINT, 0, 0), (INTERRUPT_NMI, ALL_APICS, 1)] {
         entry(&[ENTRY_LOCAL_INTERRUPT, kind, 0, 0, ISA_BUS, 0, apic, pin]);

@@ -182,7 +182,8 @@ pub fn set_any_cpu(vcpu: &VcpuFd) -> Result<(), RegsError> {
         mxcsr: MXCSR_DEFAULT,
         ..Default::default()
     };
-    vcpu.set_fpu(&fpu).map_err(kvm_error("floating point unit"))?;
+    vcpu.set_fpu(&fpu)
+        .map_err(kvm_error("floating point unit"))?;
 
     let mut lapic = vcpu.get_lapic().map_err(kvm_error("local APIC"))?;
     set_lvt(&mut lapic.regs, APIC_LVT0, APIC_MODE_EXTINT);

@@ -1,4 +1,9 @@
+use std::sync::{Arc, Mutex};
+
+use super::ring::RING_SIZE;
 use super::*;
+use crate::exit::Exit;
+use crate::exit_latch::ExitLatch;
 
 fn console() -> (SerialConsole, ConsoleRing) {
     let ring = ConsoleRing::default();

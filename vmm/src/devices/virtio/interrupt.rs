@@ -11,6 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::eventfd;
+
 #[derive(Debug)]
 struct Line {
     status: AtomicU32,
@@ -78,12 +80,7 @@ impl Interrupt {
 
     fn signal(&self, reason: u32) {
         self.line.status.fetch_or(reason, Ordering::SeqCst);
-        // A full counter (EAGAIN) means a pulse is already pending.
-        if let Err(error) = self.line.irqfd.write(1)
-            && error.kind() != std::io::ErrorKind::WouldBlock
-        {
-            log::error!(target: "guest", "an interrupt was lost: {error}");
-        }
+        eventfd::raise(&self.line.irqfd);
     }
 }
 

@@ -28,10 +28,10 @@ pub mod rng;
 pub mod vsock;
 
 use thiserror::Error;
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 use crate::event_loop::LoopError;
 use crate::memory::GuestMemory;

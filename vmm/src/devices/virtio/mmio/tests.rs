@@ -117,9 +117,21 @@ impl Guest {
         self.write(VIRTIO_MMIO_QUEUE_SEL, index);
         self.write(VIRTIO_MMIO_QUEUE_NUM, layout.size);
         for (low, high, value) in [
-            (VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, layout.desc),
-            (VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_AVAIL_HIGH, layout.avail),
-            (VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_QUEUE_USED_HIGH, layout.used),
+            (
+                VIRTIO_MMIO_QUEUE_DESC_LOW,
+                VIRTIO_MMIO_QUEUE_DESC_HIGH,
+                layout.desc,
+            ),
+            (
+                VIRTIO_MMIO_QUEUE_AVAIL_LOW,
+                VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
+                layout.avail,
+            ),
+            (
+                VIRTIO_MMIO_QUEUE_USED_LOW,
+                VIRTIO_MMIO_QUEUE_USED_HIGH,
+                layout.used,
+            ),
         ] {
             self.write(low, value as u32);
             self.write(high, (value >> 32) as u32);
@@ -162,7 +174,10 @@ impl Guest {
 #[test]
 fn identifies_itself_as_version_2() {
     let mut guest = Guest::new();
-    assert_eq!(guest.read(VIRTIO_MMIO_MAGIC_VALUE), u32::from_le_bytes(*b"virt"));
+    assert_eq!(
+        guest.read(VIRTIO_MMIO_MAGIC_VALUE),
+        u32::from_le_bytes(*b"virt")
+    );
     assert_eq!(guest.read(VIRTIO_MMIO_VERSION), 2);
     assert_eq!(guest.read(VIRTIO_MMIO_DEVICE_ID), 42);
 }
@@ -193,9 +208,13 @@ fn registers_are_32_bits_wide_and_config_is_not() {
     let mut guest = Guest::new();
     for len in [1, 2, 8] {
         let mut data = vec![0xff; len];
-        guest.transport.read(VIRTIO_MMIO_MAGIC_VALUE.into(), &mut data);
+        guest
+            .transport
+            .read(VIRTIO_MMIO_MAGIC_VALUE.into(), &mut data);
         assert_eq!(data, vec![0; len]);
-        guest.transport.write(VIRTIO_MMIO_STATUS.into(), &vec![1; len]);
+        guest
+            .transport
+            .write(VIRTIO_MMIO_STATUS.into(), &vec![1; len]);
         assert_eq!(guest.status(), 0);
     }
     let mut byte = [0];
@@ -247,8 +266,14 @@ fn steps_out_of_order_and_bits_taken_back_are_refused() {
     }
     guest.drive_to(FEATURES_OK);
     assert_eq!(guest.set_status(ACK), FEATURES_OK);
-    assert_eq!(guest.set_status(u32::MAX), FEATURES_OK | VIRTIO_CONFIG_S_FAILED);
-    assert_eq!(guest.set_status(DRIVER_OK | VIRTIO_CONFIG_S_FAILED), FEATURES_OK | VIRTIO_CONFIG_S_FAILED);
+    assert_eq!(
+        guest.set_status(u32::MAX),
+        FEATURES_OK | VIRTIO_CONFIG_S_FAILED
+    );
+    assert_eq!(
+        guest.set_status(DRIVER_OK | VIRTIO_CONFIG_S_FAILED),
+        FEATURES_OK | VIRTIO_CONFIG_S_FAILED
+    );
     assert_eq!(guest.activated(), 0);
     assert_eq!(guest.set_status(0), 0);
 }
@@ -257,10 +282,16 @@ fn steps_out_of_order_and_bits_taken_back_are_refused() {
 fn features_cannot_change_after_features_ok() {
     let mut guest = Guest::new();
     guest.set_features(1 << 6);
-    assert_eq!(guest.transport.registers.driver_features, 0, "before DRIVER");
+    assert_eq!(
+        guest.transport.registers.driver_features, 0,
+        "before DRIVER"
+    );
     guest.drive_to(FEATURES_OK);
     guest.set_features(u64::MAX);
-    assert_eq!(guest.transport.registers.driver_features, TRANSPORT_FEATURES);
+    assert_eq!(
+        guest.transport.registers.driver_features,
+        TRANSPORT_FEATURES
+    );
 }
 
 #[test]
@@ -277,7 +308,10 @@ fn queues_can_only_be_set_between_features_ok_and_driver_ok() {
             ready: false,
         };
         guest.set_queue(0, &moved);
-        assert_eq!(guest.transport.registers.queues, before.queues, "in {state:#x}");
+        assert_eq!(
+            guest.transport.registers.queues, before.queues,
+            "in {state:#x}"
+        );
     }
 }
 
@@ -298,7 +332,14 @@ fn queues_that_do_not_exist_read_0_and_take_nothing() {
     let mut guest = Guest::new();
     guest.drive_to(FEATURES_OK);
     for index in [2, 3, u32::MAX] {
-        guest.set_queue(index, &QueueLayout { ready: true, size: 8, ..QueueLayout::default() });
+        guest.set_queue(
+            index,
+            &QueueLayout {
+                ready: true,
+                size: 8,
+                ..QueueLayout::default()
+            },
+        );
         assert_eq!(guest.read(VIRTIO_MMIO_QUEUE_NUM_MAX), 0);
         assert_eq!(guest.read(VIRTIO_MMIO_QUEUE_READY), 0);
     }
@@ -315,10 +356,22 @@ fn bad_queues_need_a_reset_and_say_so() {
     let bad = [
         QueueLayout { size: 3, ..good },
         QueueLayout { size: 8, ..good },
-        QueueLayout { ready: false, ..good },
-        QueueLayout { desc: good.desc + 1, ..good },
-        QueueLayout { used: 0xffff_f000, ..good },
-        QueueLayout { avail: u64::MAX - 1, ..good },
+        QueueLayout {
+            ready: false,
+            ..good
+        },
+        QueueLayout {
+            desc: good.desc + 1,
+            ..good
+        },
+        QueueLayout {
+            used: 0xffff_f000,
+            ..good
+        },
+        QueueLayout {
+            avail: u64::MAX - 1,
+            ..good
+        },
     ];
     for layout in bad {
         let mut guest = Guest::new();
@@ -326,8 +379,15 @@ fn bad_queues_need_a_reset_and_say_so() {
         let first = guest.layouts()[0];
         guest.set_queue(0, &first);
         guest.set_queue(1, &layout);
-        assert_eq!(guest.set_status(DRIVER_OK), DRIVER_OK | NEEDS_RESET, "{layout:?}");
-        assert_eq!(guest.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+        assert_eq!(
+            guest.set_status(DRIVER_OK),
+            DRIVER_OK | NEEDS_RESET,
+            "{layout:?}"
+        );
+        assert_eq!(
+            guest.read(VIRTIO_MMIO_INTERRUPT_STATUS),
+            VIRTIO_MMIO_INT_CONFIG
+        );
         assert!(guest.transport.interrupt().irqfd().read().is_ok());
         assert_eq!(guest.activated(), 0);
         // The way out is a reset, and it leads back to a working device.
@@ -359,7 +419,11 @@ fn reset_works_in_every_state_and_clears_everything() {
         guest.transport.interrupt().fail();
         guest.set_status(0);
         assert_eq!(guest.status(), 0);
-        assert_eq!(guest.transport.registers, Registers::new(2), "after {state:#x}");
+        assert_eq!(
+            guest.transport.registers,
+            Registers::new(2),
+            "after {state:#x}"
+        );
         assert_eq!(guest.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
         for index in 0..2 {
             guest.write(VIRTIO_MMIO_QUEUE_SEL, index);
@@ -382,7 +446,10 @@ fn acknowledging_clears_only_the_bits_written() {
     guest.transport.interrupt().signal_queue();
     guest.transport.interrupt().signal_config();
     guest.write(VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_VRING);
-    assert_eq!(guest.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+    assert_eq!(
+        guest.read(VIRTIO_MMIO_INTERRUPT_STATUS),
+        VIRTIO_MMIO_INT_CONFIG
+    );
     guest.write(VIRTIO_MMIO_INTERRUPT_ACK, u32::MAX);
     assert_eq!(guest.read(VIRTIO_MMIO_INTERRUPT_STATUS), 0);
 }

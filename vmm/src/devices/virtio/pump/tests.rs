@@ -52,7 +52,11 @@ fn nothing_available_arms_the_next_kick_and_does_not_interrupt() {
     let buffer = guest.writable(1);
     guest.add(&[buffer]);
     pump.drain(|_| Some(0));
-    assert_eq!(guest.avail_event(), 1, "a kick for the second chain was asked for");
+    assert_eq!(
+        guest.avail_event(),
+        1,
+        "a kick for the second chain was asked for"
+    );
     assert!(guest.interrupted());
     pump.drain(|_| Some(0));
     assert!(!guest.interrupted());
@@ -93,7 +97,10 @@ fn a_driver_that_never_stops_cannot_hold_the_thread() {
         Some(1)
     });
     assert_eq!(count, SIZE);
-    assert!(guest.kick().read().is_ok(), "the pump comes back to the rest");
+    assert!(
+        guest.kick().read().is_ok(),
+        "the pump comes back to the rest"
+    );
 }
 
 #[test]
@@ -166,17 +173,32 @@ fn malformed_chains_break_the_queue() {
         ("loop of two", &[(good, 1, next, 1), (good, 1, next, 0)]),
         ("link out of the table", &[(good, 1, next, SIZE)]),
         ("link far out", &[(good, 1, next, u16::MAX)]),
-        ("readable after writable", &[(good, 1, next | write, 1), (good, 1, 0, 0)]),
+        (
+            "readable after writable",
+            &[(good, 1, next | write, 1), (good, 1, 0, 0)],
+        ),
         ("buffer past the end of RAM", &[(end, 2, 0, 0)]),
         ("buffer outside RAM", &[(0xd000_0000, 4, write, 0)]),
         ("address overflow", &[(u64::MAX, 2, write, 0)]),
         ("4 GiB", &[(good, u32::MAX, write, 0)]),
-        ("many large buffers", &[(0, 8 << 20, next, 1), (0, 8 << 20, 0, 0)]),
+        (
+            "many large buffers",
+            &[(0, 8 << 20, next, 1), (0, 8 << 20, 0, 0)],
+        ),
         ("indirect table of odd length", &[(good, 17, indirect, 0)]),
         ("empty indirect table", &[(good, 0, indirect, 0)]),
-        ("indirect table outside RAM", &[(u64::MAX - 15, 16, indirect, 0)]),
-        ("huge indirect table", &[(good, 0x10_0000 * 16, indirect, 0)]),
-        ("indirect table is the table itself", &[(BASE, 16, indirect, 0)]),
+        (
+            "indirect table outside RAM",
+            &[(u64::MAX - 15, 16, indirect, 0)],
+        ),
+        (
+            "huge indirect table",
+            &[(good, 0x10_0000 * 16, indirect, 0)],
+        ),
+        (
+            "indirect table is the table itself",
+            &[(BASE, 16, indirect, 0)],
+        ),
     ];
     for (why, descriptors) in cases {
         let (mut guest, mut pump) = queue();
@@ -232,19 +254,46 @@ fn layouts_are_checked_against_size_alignment_and_ram() {
     let good = GuestQueue::new(&mem, BASE, SIZE).layout();
     assert_eq!(good.validate(SIZE, &mem).unwrap(), SIZE);
     let bad = [
-        QueueLayout { ready: false, ..good },
+        QueueLayout {
+            ready: false,
+            ..good
+        },
         QueueLayout { size: 0, ..good },
         QueueLayout { size: 3, ..good },
         QueueLayout { size: 16, ..good },
-        QueueLayout { size: 0x1_0008, ..good },
+        QueueLayout {
+            size: 0x1_0008,
+            ..good
+        },
         QueueLayout { desc: 0, ..good },
-        QueueLayout { desc: BASE + 8, ..good },
-        QueueLayout { avail: BASE + 1, ..good },
-        QueueLayout { used: BASE + 2, ..good },
-        QueueLayout { desc: RAM_SIZE - 16, ..good },
-        QueueLayout { avail: RAM_SIZE - 4, ..good },
-        QueueLayout { used: RAM_SIZE - 8, ..good },
-        QueueLayout { used: u64::MAX - 3, ..good },
+        QueueLayout {
+            desc: BASE + 8,
+            ..good
+        },
+        QueueLayout {
+            avail: BASE + 1,
+            ..good
+        },
+        QueueLayout {
+            used: BASE + 2,
+            ..good
+        },
+        QueueLayout {
+            desc: RAM_SIZE - 16,
+            ..good
+        },
+        QueueLayout {
+            avail: RAM_SIZE - 4,
+            ..good
+        },
+        QueueLayout {
+            used: RAM_SIZE - 8,
+            ..good
+        },
+        QueueLayout {
+            used: u64::MAX - 3,
+            ..good
+        },
     ];
     for layout in bad {
         assert!(layout.validate(SIZE, &mem).is_err(), "{layout:?}");

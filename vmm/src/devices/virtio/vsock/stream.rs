@@ -139,7 +139,7 @@ impl Stream {
                 self.shut(shutdown::BOTH);
             }
         }
-        if events.contains(EventSet::OUT) {
+        if events.contains(EventSet::OUT) || self.hung_up {
             self.flush();
         }
     }

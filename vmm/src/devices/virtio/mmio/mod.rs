@@ -36,6 +36,7 @@ use super::interrupt::Interrupt;
 use super::pump::{QueueError, QueueLayout, QueuePump, RingFeatures};
 use super::{ActivateError, Activation, TRANSPORT_FEATURES, VirtioDevice};
 use crate::bus::BusDevice;
+use crate::eventfd;
 use crate::memory::GuestMemory;
 
 /// "virt" (virtio 1.2, 4.2.2).
@@ -69,7 +70,6 @@ pub struct MmioTransport {
     interrupt: Interrupt,
     kicks: Vec<Arc<EventFd>>,
     registers: Registers,
-    config_generation: u32,
     active: bool,
 }
 
@@ -125,7 +125,6 @@ impl MmioTransport {
                 .collect::<std::io::Result<_>>()?,
             interrupt: Interrupt::new()?,
             registers: Registers::new(queues),
-            config_generation: 0,
             active: false,
             device,
             mem,
@@ -171,13 +170,18 @@ impl MmioTransport {
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt.status(),
             VIRTIO_MMIO_STATUS => {
                 let needs_reset = self.interrupt.needs_reset();
-                registers.status | if needs_reset { VIRTIO_CONFIG_S_NEEDS_RESET } else { 0 }
+                registers.status
+                    | if needs_reset {
+                        VIRTIO_CONFIG_S_NEEDS_RESET
+                    } else {
+                        0
+                    }
             }
             VIRTIO_MMIO_SHM_LEN_LOW
             | VIRTIO_MMIO_SHM_LEN_HIGH
             | VIRTIO_MMIO_SHM_BASE_LOW
             | VIRTIO_MMIO_SHM_BASE_HIGH => NO_SHM,
-            VIRTIO_MMIO_CONFIG_GENERATION => self.config_generation,
+            // CONFIG_GENERATION, too: the configuration of none of the devices changes.
             _ => 0,
         }
     }
@@ -200,8 +204,7 @@ impl MmioTransport {
             VIRTIO_MMIO_QUEUE_NOTIFY if self.active => {
                 let index = usize::try_from(value).unwrap_or(usize::MAX);
                 if let Some(kick) = self.kicks.get(index) {
-                    // EAGAIN: the counter is full, so the queue is being woken already.
-                    let _: Result<(), _> = kick.write(1);
+                    eventfd::raise(kick);
                 }
             }
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt.acknowledge(value),
@@ -275,8 +278,7 @@ impl MmioTransport {
                 self.active = true;
                 // Kicks that came before anyone listened must not be lost.
                 for kick in &self.kicks {
-                    // EAGAIN: readable already.
-                    let _: Result<(), _> = kick.write(1);
+                    eventfd::raise(kick);
                 }
             }
             Err(error) => {
@@ -312,8 +314,7 @@ impl MmioTransport {
         })?)
     }
 
-    /// Back to the state after power-on, from every state. The configuration generation
-    /// goes on counting, so that a driver never sees an old value for new contents.
+    /// Back to the state after power-on, from every state.
     fn reset(&mut self) {
         if std::mem::take(&mut self.active) {
             self.device.reset();
@@ -321,8 +322,7 @@ impl MmioTransport {
         self.registers = Registers::new(self.device.queue_sizes().len());
         self.interrupt.clear();
         for kick in &self.kicks {
-            // EAGAIN: empty already.
-            let _: Result<u64, _> = kick.read();
+            eventfd::lower(kick);
         }
     }
 }

@@ -63,8 +63,10 @@ fn serve(socket: &OwnedFd, share: Option<&ShareControl>, latch: &ExitLatch) {
         let Ok(json) = serde_json::to_vec(&response) else {
             break;
         };
-        // An error means that the shim is gone, which the next `recv` tells.
-        let _: nix::Result<usize> = send(socket.as_raw_fd(), &json, MsgFlags::MSG_NOSIGNAL);
+        if let Err(error) = send(socket.as_raw_fd(), &json, MsgFlags::MSG_NOSIGNAL) {
+            // Most likely the shim is gone, which the next `recv` tells.
+            log::warn!("a request on the control socket cannot be answered: {error}");
+        }
         if stop {
             // After the answer: the process ends with the machine.
             break;

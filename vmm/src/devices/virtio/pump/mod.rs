@@ -31,6 +31,7 @@ use vm_memory::{GuestAddress, GuestMemory as _};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Interrupt;
+use crate::eventfd;
 use crate::memory::GuestMemory;
 
 /// Most bytes one chain may describe, in bytes. virtio 1.2 allows 4 GiB; the largest
@@ -124,9 +125,8 @@ impl QueueLayout {
             ("used ring", self.used, 4, 6 + 8 * entries),
         ] {
             // Address 0 is where an unset register points; the queue code refuses it too.
-            let ok = address != 0
-                && address % align == 0
-                && mem.check_range(GuestAddress(address), len);
+            let ok =
+                address != 0 && address % align == 0 && mem.check_range(GuestAddress(address), len);
             if !ok {
                 return Err(QueueError::Ring { ring, address });
             }
@@ -202,8 +202,7 @@ impl QueuePump {
 
     /// Empties [`kick`](Self::kick), before the queue is processed.
     pub fn ack_kick(&self) {
-        // EAGAIN: already empty.
-        let _: Result<u64, _> = self.kick.read();
+        eventfd::lower(&self.kick);
     }
 
     /// Whether the driver broke the queue; it yields nothing until the device is reset.
@@ -263,10 +262,7 @@ impl QueuePump {
     /// device must call `drain` again by itself. After a whole queue's worth of chains
     /// the pump kicks itself and returns, so that a driver that never stops cannot keep
     /// the thread from its other duties.
-    pub fn drain(
-        &mut self,
-        mut process: impl FnMut(DescriptorChain<GuestMemory>) -> Option<u32>,
-    ) {
+    pub fn drain(&mut self, mut process: impl FnMut(DescriptorChain<GuestMemory>) -> Option<u32>) {
         let mut left = self.queue.size();
         while let Some(chain) = self.pop() {
             let head = chain.head_index();
@@ -288,8 +284,7 @@ impl QueuePump {
 
     /// Makes [`kick`](Self::kick) readable, so that the queue's thread comes back to it.
     pub fn kick_again(&self) {
-        // EAGAIN: the counter is full, so the descriptor is readable already.
-        let _: Result<(), _> = self.kick.write(1);
+        eventfd::raise(&self.kick);
     }
 
     /// Declares the device broken for a reason of the device's own (a violation of its
