@@ -4,7 +4,6 @@
 //! reset (the kernel runs with `reboot=k`) that no [`CLEAN_END`] came before is a crash.
 
 use std::fmt::Arguments;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,28 +56,23 @@ async fn kill_containers() -> Result<(), cgroup::CgroupError> {
 
 /// Writing back goes through the share and may stall, so a child does it.
 async fn sync_files(reaper: &Reaper) {
-    let child =
-        cgroup::of_agent().map(|cgroup| sys::clone_child(CloneFlags::empty(), cgroup.as_fd()));
-    match child {
-        Ok(Ok(Cloned::Child)) => {
+    match sys::clone_child(CloneFlags::empty(), None) {
+        Ok(Cloned::Child) => {
             sync();
             sys::exit_now(0)
         }
-        Ok(Ok(Cloned::Parent { pid, .. })) => {
-            if timeout(SYNC_DEADLINE, reaper::ended(reaper.watch(pid)))
-                .await
-                .is_err()
-            {
+        Ok(Cloned::Parent { pid, .. }) => {
+            let synced = timeout(SYNC_DEADLINE, reaper::ended(reaper.watch(pid))).await;
+            if synced.is_err() {
                 console::warn(format_args!(
                     "power off: file data was not written within {SYNC_DEADLINE:?}"
                 ));
             }
         }
-        Ok(Err(errno)) => console::warn(format_args!(
-            "power off: no child to sync: {}",
-            sys::errno_text(errno)
-        )),
-        Err(error) => console::warn(format_args!("power off: {error}")),
+        Err(errno) => {
+            let why = sys::errno_text(errno);
+            console::warn(format_args!("power off: no child to sync: {why}"));
+        }
     }
 }
 

@@ -29,7 +29,8 @@ pub enum Cloned {
     Child,
 }
 
-/// Forks the calling thread into `cgroup`, with the namespaces of `flags` new (clone3(2)).
+/// Forks the calling thread with the namespaces of `flags` new (clone3(2)), into
+/// `cgroup` or else into its own.
 ///
 /// Only correct in a process with a single thread: the child goes on to allocate,
 /// which after a fork of a threaded process may wait for a lock nobody holds any more.
@@ -37,10 +38,11 @@ pub enum Cloned {
 /// # Errors
 /// `EBUSY` if `cgroup` hands controllers down to children of its own, `EAGAIN` if
 /// its `pids.max` is reached, `ENOMEM`.
-pub fn clone_child(flags: CloneFlags, cgroup: BorrowedFd) -> nix::Result<Cloned> {
+pub fn clone_child(flags: CloneFlags, cgroup: Option<BorrowedFd>) -> nix::Result<Cloned> {
     let mut pidfd: RawFd = -1;
+    let into_cgroup = cgroup.map_or(0, |_| CLONE_INTO_CGROUP);
     let args = libc::clone_args {
-        flags: flags.bits() as u64 | libc::CLONE_PIDFD as u64 | CLONE_INTO_CGROUP,
+        flags: flags.bits() as u64 | libc::CLONE_PIDFD as u64 | into_cgroup,
         pidfd: &raw mut pidfd as u64,
         child_tid: 0,
         parent_tid: 0,
@@ -50,7 +52,7 @@ pub fn clone_child(flags: CloneFlags, cgroup: BorrowedFd) -> nix::Result<Cloned>
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: cgroup.as_raw_fd() as u64,
+        cgroup: cgroup.map_or(0, |cgroup| cgroup.as_raw_fd() as u64),
     };
     // SAFETY: `args` and `pidfd` live across the call and the size is that of `args`.
     // Without CLONE_VM and with no stack given, the call has the semantics of fork.

@@ -48,7 +48,7 @@ pub async fn create_container(
     }
     let plan = ContainerPlan::new(&spec)?;
     let (child_stdio, ends) = crate::stdio::make(stdio)?;
-    let cgroup = Cgroup::create(id, &plan.settings)?;
+    let cgroup = Cgroup::create(id, &plan.settings).await?;
     match launch_init(workshop, &plan, &cgroup, child_stdio, ends).await {
         Ok((init, line)) => Ok(Container {
             id: id.into(),
@@ -138,7 +138,7 @@ fn fork(
     run: impl FnOnce(&channel::ChildLine),
 ) -> Result<Child, Error> {
     let (line, child_line) = channel::pair().map_err(Error::line)?;
-    let cloned = sys::clone_child(flags, cgroup);
+    let cloned = sys::clone_child(flags, Some(cgroup));
     let cloned = cloned.map_err(|errno| Error::System {
         what: "forking",
         errno,

@@ -230,9 +230,7 @@ fn mount_new(planned: &PlannedMount) -> Result<(), SetupError> {
     let target =
         make_target(destination, true).or_request(|| format!("mount point {destination:?}"))?;
     let mut data = planned.options.data.clone();
-    if planned.kind == "tmpfs"
-        && let Some(found) = existing.filter(fs::Metadata::is_dir)
-    {
+    if let Some(found) = existing.filter(|found| planned.kind == "tmpfs" && found.is_dir()) {
         // The directory keeps its mode unless the options say otherwise: the last one counts.
         data.insert(0, format!("mode={:o}", found.permissions().mode() & 0o7777));
     }
@@ -261,14 +259,8 @@ pub fn make_target(path: &Path, is_dir: bool) -> io::Result<PathBuf> {
     let target = resolve(Path::new("/"), path)?;
     match fs::symlink_metadata(&target) {
         Ok(found) if found.is_dir() == is_dir => return Ok(target),
-        Ok(_) => {
-            return Err(if is_dir {
-                Errno::ENOTDIR
-            } else {
-                Errno::EISDIR
-            }
-            .into());
-        }
+        Ok(_) if is_dir => return Err(Errno::ENOTDIR.into()),
+        Ok(_) => return Err(Errno::EISDIR.into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
