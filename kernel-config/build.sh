@@ -13,7 +13,7 @@ readonly TOOLS=(gcc libc6-dev make flex bison bc libelf-dev xz-utils perl)
 readonly FRAGMENTS=(base.config virtio.config container.config compat.config)
 # Seconds between two lines of progress, and the number of steps of a whole build (only for those lines).
 readonly PROGRESS_S=10
-readonly EXPECTED_STEPS=1700
+readonly EXPECTED_STEPS=1740
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache_root=${HUSK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/husk}
