@@ -12,6 +12,9 @@ use super::*;
 
 const GUEST_CID: u64 = 3;
 
+/// How long a test waits for another thread before it calls that a failure.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A muxer with the guest played by the test.
 struct Guest {
     muxer: Muxer,
@@ -359,7 +362,9 @@ fn bytes_the_host_is_slow_to_take_survive_the_guests_close() {
     };
     assert_eq!(answer.op, op::RST);
     let reader = std::thread::spawn(move || read_all(&host));
+    let started = Instant::now();
     while !guest.muxer.streams.is_empty() {
+        assert!(started.elapsed() < PATIENCE, "the stream is never closed");
         guest.run();
         std::thread::yield_now();
     }
@@ -397,7 +402,9 @@ fn a_guest_within_its_credit_gets_more_as_the_host_reads() {
     });
     let (mut sent, mut told) = (0u32, 0);
     let mut expected = Vec::new();
+    let started = Instant::now();
     while expected.len() < total {
+        assert!(started.elapsed() < PATIENCE, "no credit comes back");
         if BUF_ALLOC - (sent - told) >= MAX_PAYLOAD {
             let part = vec![(sent / MAX_PAYLOAD) as u8; MAX_PAYLOAD as usize];
             guest.send_data(ports, &part);
