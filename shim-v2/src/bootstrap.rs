@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::caller::Caller;
-use crate::container::spec::{PodRole, Spec};
+use crate::container::oci::{PodRole, Spec};
 use crate::flags::Flags;
 
 /// Where sockets go unless the caller names another directory.

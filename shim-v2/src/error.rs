@@ -7,9 +7,9 @@ use ttrpc::Code;
 
 use crate::config::ConfigError;
 use crate::container::LookupError;
+use crate::container::oci::SpecError;
 use crate::container::process::StateError;
 use crate::container::rootfs::RootfsError;
-use crate::container::spec::SpecError;
 use crate::container::stdio::StdioError;
 use crate::ids::InvalidId;
 use crate::mount::MountError;

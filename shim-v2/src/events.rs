@@ -203,6 +203,23 @@ impl Containerd {
         *self.client() = Some(client.clone());
         Ok(client)
     }
+
+    async fn forward(&self, request: &ForwardRequest) -> Result<(), String> {
+        let deadline = ttrpc::context::with_duration(SEND_DEADLINE);
+        let client = self.connected().await.map_err(|error| error.to_string())?;
+        match client.forward(deadline, request).await {
+            Ok(_) => Ok(()),
+            // containerd understood the call and refuses the event: trying again changes nothing.
+            Err(ttrpc::Error::RpcStatus(status)) if is_final(&status) => {
+                log::warn!("containerd refused an event: {}", status.message);
+                Ok(())
+            }
+            Err(error) => {
+                *self.client() = None;
+                Err(error.to_string())
+            }
+        }
+    }
 }
 
 #[async_trait]
@@ -216,23 +233,11 @@ impl EventSink for Containerd {
             envelope: Some(envelope.clone()).into(),
             ..ForwardRequest::default()
         };
-        let deadline = ttrpc::context::with_duration(SEND_DEADLINE);
-        let client = self.connected().await.map_err(|error| error.to_string())?;
-        match client.forward(deadline, &request).await {
-            Ok(_) => Ok(()),
-            // containerd understood the call and refuses the event: trying again changes nothing.
-            Err(ttrpc::Error::RpcStatus(status)) if is_final(&status) => {
-                log::warn!(
-                    "containerd refused event {}: {}",
-                    envelope.topic,
-                    status.message
-                );
-                Ok(())
-            }
-            Err(error) => {
-                *self.client() = None;
-                Err(error.to_string())
-            }
+        // A connection kept since the last event may have died with a former containerd.
+        let was_kept = self.client().is_some();
+        match self.forward(&request).await {
+            Err(_) if was_kept => self.forward(&request).await,
+            result => result,
         }
     }
 }

@@ -37,7 +37,7 @@ fn open(bundle: &Path) -> std::io::Result<File> {
     let mut options = OpenOptions::new();
     options
         .read(true)
-        .write(true)
+        .append(true)
         .custom_flags(libc::O_NONBLOCK);
     options.open(bundle.join("log"))
 }

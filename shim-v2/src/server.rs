@@ -15,10 +15,8 @@ use tokio::time::timeout;
 use ttrpc::asynchronous::{Server, Service};
 
 use crate::config::{self, Config};
-use crate::error::chain;
 use crate::events::{Containerd, Events};
 use crate::flags::Flags;
-use crate::sandbox::cleanup;
 use crate::sandbox::state_file::{ProcessRef, State, StateFile, run_dir};
 use crate::shim::Shim;
 use crate::task::TaskService;
@@ -84,7 +82,7 @@ async fn serve(flags: &Flags, bundle: PathBuf, listener: UnixListener) -> io::Re
     )?);
     let ttrpc_address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
     let events = Events::start(&flags.namespace, Containerd::new(&ttrpc_address));
-    let shim = Arc::new(Shim::new(file.clone(), events));
+    let shim = Arc::new(Shim::new(file, events));
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let mut server = Server::new()
         .add_listener(listener.into())
@@ -99,9 +97,6 @@ async fn serve(flags: &Flags, bundle: PathBuf, listener: UnixListener) -> io::Re
     // The answer to Shutdown is on its way out.
     if timeout(GOODBYE, server.shutdown()).await.is_err() {
         log::debug!("a connection is still open at the end");
-    }
-    if let Err(error) = cleanup::remove_shim(&file) {
-        log::error!("clean-up: {}", chain(&error));
     }
     Ok(())
 }

@@ -7,9 +7,10 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::container::Containers;
+use crate::error::chain;
 use crate::events::Events;
 use crate::sandbox::state_file::StateFile;
-use crate::sandbox::{self, Slot};
+use crate::sandbox::{self, Slot, cleanup};
 
 /// How long a shim without any container waits for its first.
 const FIRST_CONTAINER: Duration = Duration::from_secs(60);
@@ -55,9 +56,14 @@ impl Shim {
         self.ended.subscribe()
     }
 
-    /// Ends the sandbox, whatever state it is in, and then the shim.
+    /// Ends the sandbox, whatever state it is in, and then the shim. Any number of
+    /// callers may ask; all return when it is done.
     pub async fn end(&self) {
-        self.ending.send_replace(true);
+        if self.ending.send_replace(true) {
+            // The sender lives in `self`, so waiting cannot fail.
+            drop(self.ended().wait_for(|ended| *ended).await);
+            return;
+        }
         let mut count = self.containers.count();
         if !self.containers.any_ready() {
             // A Create that is under way cleans up after itself.
@@ -68,6 +74,11 @@ impl Shim {
             None => sandbox::release(self.file.clone()).await,
         }
         self.events.flush().await;
+        // Before anybody sees the connection close: containerd then runs `delete`,
+        // which should find nothing left to do.
+        if let Err(error) = cleanup::remove_shim(&self.file) {
+            log::error!("clean-up: {}", chain(&error));
+        }
         self.ended.send_replace(true);
     }
 

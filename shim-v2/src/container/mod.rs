@@ -1,5 +1,6 @@
 //! Containers of the sandbox: each an init process and any number of execs.
 
+pub mod oci;
 pub mod process;
 pub mod rootfs;
 pub mod spec;

@@ -1,4 +1,5 @@
-//! One process of a container, its init or an exec: states and exit, no I/O.
+//! Stop 12 of twelve: one process of a container, its init or an exec. Its states and
+//! the one exit everybody learns of; no I/O.
 //!
 //! ```text
 //!            begin_start           started

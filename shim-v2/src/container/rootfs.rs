@@ -72,6 +72,34 @@ pub struct Sources {
     pub volumes: Vec<Volume>,
 }
 
+impl Sources {
+    /// The rootfs must be a directory, and one in the bundle may not link out of it.
+    ///
+    /// # Errors
+    /// [`RootfsError::Root`].
+    pub fn check(&self) -> Result<(), RootfsError> {
+        let path = &self.rootfs;
+        let wrong = |problem: String| RootfsError::Root {
+            path: path.clone(),
+            problem,
+        };
+        let real = path
+            .canonicalize()
+            .map_err(|e| wrong(format!("cannot be used: {e}")))?;
+        let bundle = self
+            .bundle
+            .canonicalize()
+            .map_err(|e| wrong(format!("has no bundle: {e}")))?;
+        if path.starts_with(&self.bundle) && !real.starts_with(&bundle) {
+            return Err(wrong("leads out of the bundle".to_owned()));
+        }
+        if !real.is_dir() {
+            return Err(wrong("is not a directory".to_owned()));
+        }
+        Ok(())
+    }
+}
+
 /// What was made for a container, in the order of making.
 #[derive(Clone, Debug, Default)]
 pub struct Shared {
@@ -86,7 +114,7 @@ impl Shared {
     /// See [`RootfsError`].
     pub fn mount(&mut self, file: &StateFile, sources: &Sources) -> Result<(), RootfsError> {
         self.mount_snapshot(file, sources)?;
-        check_root(sources)?;
+        sources.check()?;
         let share = file.dir().join("jail/share");
         let export = rootfs_export(&sources.id);
         let target = share.join(&export);
@@ -219,29 +247,6 @@ pub fn source_kind(path: &Path) -> io::Result<SourceKind> {
     Ok(SourceKind::File)
 }
 
-/// The rootfs must be a directory, and one given relative to the bundle must lie in it.
-fn check_root(sources: &Sources) -> Result<(), RootfsError> {
-    let path = &sources.rootfs;
-    let wrong = |problem: String| RootfsError::Root {
-        path: path.clone(),
-        problem,
-    };
-    let real = path
-        .canonicalize()
-        .map_err(|e| wrong(format!("cannot be used: {e}")))?;
-    let bundle = sources
-        .bundle
-        .canonicalize()
-        .map_err(|e| wrong(format!("has no bundle: {e}")))?;
-    if path.starts_with(&sources.bundle) && !real.starts_with(&bundle) {
-        return Err(wrong("leads out of the bundle".to_owned()));
-    }
-    if !real.is_dir() {
-        return Err(wrong("is not a directory".to_owned()));
-    }
-    Ok(())
-}
-
 fn make_dir(path: &Path) -> Result<(), RootfsError> {
     let mut builder = fs::DirBuilder::new();
     let made = builder.recursive(true).mode(0o711).create(path);
@@ -270,7 +275,7 @@ mod tests {
                 snapshot: Vec::new(),
                 volumes: Vec::new(),
             };
-            check_root(&sources).map_err(|error| error.to_string())
+            sources.check().map_err(|error| error.to_string())
         };
         assert_eq!(check(bundle.join("rootfs")), Ok(()));
         assert_eq!(check("/etc".into()), Ok(()));

@@ -4,122 +4,13 @@
 //! Only the fields that mean something on the host are touched; all others travel
 //! as they are. What a guest cannot give is refused by the name of the field.
 
-use std::collections::HashMap;
-use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use agent_protocol::SHARE_DIR;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use thiserror::Error;
+use serde_json::Value;
 
-/// Largest config.json read, in bytes.
-const MAX_SPEC_LEN: u64 = 4 << 20;
-
-/// An OCI runtime spec (config.json), as far as the host has to know it.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Spec {
-    root: Root,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    mounts: Vec<Mount>,
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    process: Map<String, Value>,
-    linux: Linux,
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    hooks: Map<String, Value>,
-    #[serde(skip_serializing_if = "HashMap::is_empty")]
-    annotations: HashMap<String, String>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Root {
-    path: PathBuf,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Mount {
-    #[serde(rename = "type", skip_serializing_if = "String::is_empty")]
-    kind: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    source: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    options: Vec<String>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-struct Linux {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    namespaces: Vec<Namespace>,
-    #[serde(skip_serializing_if = "Resources::is_empty")]
-    resources: Resources,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Clone, Debug, Serialize, Deserialize)]
-struct Namespace {
-    #[serde(rename = "type")]
-    kind: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    path: Option<PathBuf>,
-}
-
-/// `linux.resources`, of which sizing reads two members.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Resources {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    memory: Option<Memory>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cpu: Option<Cpu>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Memory {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    limit: Option<i64>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-struct Cpu {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    quota: Option<i64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    period: Option<u64>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-/// The place of a container in its pod, from the annotations of the CRI plugins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PodRole {
-    /// No pod: a sandbox of its own.
-    Alone,
-    /// The pod's first container, whose id names the sandbox.
-    Sandbox,
-    /// One more container of a running sandbox.
-    Member {
-        /// The sandbox's id.
-        sandbox: String,
-    },
-}
+use super::oci::{Mount, Spec, SpecError, refused};
 
 /// What a bind mount's source is on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,100 +48,7 @@ pub struct GuestSpec {
     pub volumes: Vec<Volume>,
 }
 
-/// Why a spec is refused.
-#[derive(Debug, Error)]
-pub enum SpecError {
-    /// config.json cannot be read.
-    #[error("{path} cannot be read: is the bundle complete?")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Not JSON, or not a spec.
-    #[error("{path} is not an OCI spec")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong and where.
-        source: serde_json::Error,
-    },
-    /// A field asks for what a guest cannot give.
-    #[error("{field}: {problem}")]
-    Refused {
-        /// Path of the field in the spec.
-        field: String,
-        /// Why not, and what to do instead.
-        problem: String,
-    },
-    /// The source of a bind mount is not there.
-    #[error("mounts[{index}].source: {path} cannot be used")]
-    Source {
-        /// Which mount.
-        index: usize,
-        /// Its source.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-}
-
-fn refused(field: impl Into<String>, problem: impl Into<String>) -> SpecError {
-    SpecError::Refused {
-        field: field.into(),
-        problem: problem.into(),
-    }
-}
-
 impl Spec {
-    /// Reads config.json of a bundle.
-    ///
-    /// # Errors
-    /// [`SpecError::Read`] and [`SpecError::Parse`], with the file's path.
-    pub fn load(bundle: &Path) -> Result<Self, SpecError> {
-        use std::io::Read;
-        let path = bundle.join("config.json");
-        let mut json = Vec::new();
-        let read = fs::File::open(&path).and_then(|f| f.take(MAX_SPEC_LEN).read_to_end(&mut json));
-        match read {
-            Ok(_) => Self::parse(&json).map_err(|source| SpecError::Parse { path, source }),
-            Err(source) => Err(SpecError::Read { path, source }),
-        }
-    }
-
-    fn parse(json: &[u8]) -> serde_json::Result<Self> {
-        serde_json::from_slice(json)
-    }
-
-    /// The container's place in its pod.
-    pub fn pod_role(&self) -> PodRole {
-        const FAMILIES: [(&str, &str); 2] = [
-            (
-                "io.kubernetes.cri.container-type",
-                "io.kubernetes.cri.sandbox-id",
-            ),
-            (
-                "io.kubernetes.cri-o.ContainerType",
-                "io.kubernetes.cri-o.SandboxID",
-            ),
-        ];
-        for (kind, id) in FAMILIES {
-            match (
-                self.annotations.get(kind).map(String::as_str),
-                self.annotations.get(id),
-            ) {
-                (Some("sandbox"), _) => return PodRole::Sandbox,
-                (Some("container"), Some(sandbox)) => {
-                    let sandbox = sandbox.clone();
-                    return PodRole::Member { sandbox };
-                }
-                _ => {}
-            }
-        }
-        PodRole::Alone
-    }
-
     /// The rootfs on the host. A relative path counts from the bundle, as the OCI
     /// spec has it, and may not leave it.
     ///
@@ -289,11 +87,6 @@ impl Spec {
         }
     }
 
-    /// `linux.resources`.
-    pub fn resources(&self) -> &Resources {
-        &self.linux.resources
-    }
-
     /// Rewrites the spec for the guest. `look` tells what a bind mount's source is.
     ///
     /// # Errors
@@ -307,6 +100,7 @@ impl Spec {
         self.network_namespace()?;
         self.check_namespaces()?;
         self.check_hooks()?;
+        self.check_process()?;
         self.check_user_namespace()?;
         let share = Path::new(SHARE_DIR);
         let mut volumes = Vec::new();
@@ -322,8 +116,10 @@ impl Spec {
             }
         }
         self.root.path = share.join(rootfs_export(id));
-        // The VM is the network namespace: its only one has the pod's devices.
-        self.linux.namespaces.retain(|ns| ns.kind != "network");
+        // The VM is in the pod's network namespace; the path means nothing in the guest.
+        for namespace in &mut self.linux.namespaces {
+            namespace.path = None;
+        }
         self.drop_labels();
         let json = serde_json::to_vec(&self).map_err(|source| SpecError::Parse {
             path: bundle.join("config.json"),
@@ -371,6 +167,16 @@ impl Spec {
         }
     }
 
+    fn check_process(&self) -> Result<(), SpecError> {
+        match &self.process {
+            None => Err(refused("process", "is missing")),
+            Some(process) if process.args.is_empty() => {
+                Err(refused("process.args", "is empty: there is nothing to run"))
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
     fn check_user_namespace(&self) -> Result<(), SpecError> {
         for field in ["uidMappings", "gidMappings"] {
             let mappings = self.linux.rest.get(field).and_then(Value::as_array);
@@ -385,7 +191,8 @@ impl Spec {
     /// Labels of the host's security modules mean nothing in the guest, which has none.
     fn drop_labels(&mut self) {
         let process = ["apparmorProfile", "selinuxLabel"];
-        let dropped = process.map(|field| (field, self.process.remove(field)));
+        let mut remove = |field| self.process.as_mut()?.rest.remove(field);
+        let dropped = process.map(|field| (field, remove(field)));
         let mount = [("mountLabel", self.linux.rest.remove("mountLabel"))];
         for (field, value) in dropped.into_iter().chain(mount) {
             if value.is_some_and(|value| value.as_str().is_some_and(|label| !label.is_empty())) {
@@ -446,26 +253,6 @@ impl Mount {
                 .any(|o| self.has(o)),
             source,
         })
-    }
-}
-
-impl Resources {
-    fn is_empty(&self) -> bool {
-        self.memory.is_none() && self.cpu.is_none() && self.rest.is_empty()
-    }
-
-    /// `memory.limit` in bytes, if one is set; 0 and negative values mean none.
-    pub fn memory_limit(&self) -> Option<u64> {
-        let limit = self.memory.as_ref()?.limit?;
-        u64::try_from(limit).ok().filter(|limit| *limit > 0)
-    }
-
-    /// `cpu.quota` and `cpu.period` in microseconds, if both set a limit.
-    pub fn cpu_limit(&self) -> Option<(u64, u64)> {
-        let cpu = self.cpu.as_ref()?;
-        let quota = u64::try_from(cpu.quota?).ok().filter(|quota| *quota > 0)?;
-        let period = cpu.period.unwrap_or(100_000);
-        (period > 0).then_some((quota, period))
     }
 }
 

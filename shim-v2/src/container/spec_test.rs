@@ -1,7 +1,9 @@
 //! What the guest gets to read, and what is refused.
 
 use super::*;
+use crate::container::oci::PodRole;
 use serde_json::json;
+use std::fs;
 
 fn base() -> Value {
     json!({
@@ -51,10 +53,7 @@ fn paths_become_guest_paths_and_the_rest_is_untouched() {
     expected["root"]["path"] = "/run/husk/share/c1/rootfs".into();
     expected["mounts"][1]["source"] = "/run/husk/share/c1/mounts/1".into();
     expected["mounts"][2]["source"] = "/run/husk/share/c1/mounts/2/hosts".into();
-    expected["linux"]["namespaces"]
-        .as_array_mut()
-        .unwrap()
-        .pop();
+    expected["linux"]["namespaces"][4] = json!({ "type": "network" });
     expected["process"]
         .as_object_mut()
         .unwrap()
@@ -144,6 +143,10 @@ fn what_a_guest_cannot_give_is_refused_by_name() {
             "mounts[1].uidMappings: ",
         ),
     ];
+    let cases = cases.into_iter().chain([
+        (with("/process", json!(null)), "process: is missing"),
+        (with("/process/args", json!([])), "process.args: is empty"),
+    ]);
     for (value, start) in cases {
         let error = rewrite(&value).unwrap_err();
         assert!(
@@ -245,5 +248,12 @@ fn a_bundle_without_a_spec_and_one_with_a_broken_spec_are_told_apart() {
     assert!(matches!(Spec::load(&dir), Err(SpecError::Read { .. })));
     fs::write(dir.join("config.json"), "{").unwrap();
     assert!(matches!(Spec::load(&dir), Err(SpecError::Parse { .. })));
+    let wrong = "{ \"process\": {\n \"args\": \"true\" } }";
+    fs::write(dir.join("config.json"), wrong).unwrap();
+    let error = crate::error::chain(&Spec::load(&dir).unwrap_err());
+    assert!(
+        error.contains("config.json is not an OCI spec") && error.contains("line 2"),
+        "{error}"
+    );
     fs::remove_dir_all(&dir).unwrap();
 }

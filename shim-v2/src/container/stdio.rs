@@ -5,6 +5,10 @@
 //! and standard input does not end when one of its writers does: it ends with
 //! CloseIO, after which the last writer's end is the end.
 //!
+//! The input's fifo is opened when the process starts, not before: a client may send
+//! all it has the moment the fifo has a reader, and some cannot call CloseIO before
+//! their Create has returned.
+//!
 //! Output flows until the guest closes its stream. The exit of a process waits for
 //! that, but not for ever: a grandchild may keep the pipe open, a reader may sleep.
 
@@ -13,7 +17,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use agent_protocol::STREAM_PORT;
@@ -83,18 +87,27 @@ pub enum StdioError {
 
 /// The open fifos of a process that is being made, and the tokens of their streams.
 pub struct Fifos {
-    stdin: Option<(u64, pipe::Receiver, pipe::Sender)>,
+    stdin: Input,
     outputs: Vec<(&'static str, u64, Output)>,
 }
 
 /// The running copies of one process.
 #[derive(Default)]
 pub struct Streams {
-    /// A writing end of standard input's fifo; while it lives the fifo does not end.
-    stdin_keeper: Mutex<Option<pipe::Sender>>,
-    stdin: Option<Task>,
+    stdin: Mutex<Input>,
     outputs: Vec<Task>,
     progress: Arc<Progress>,
+}
+
+/// Standard input: at first only its name and token, then open.
+#[derive(Default)]
+struct Input {
+    waiting: Option<(PathBuf, u64)>,
+    /// A writing end of the fifo; while it lives the fifo does not end.
+    keeper: Option<pipe::Sender>,
+    /// CloseIO came.
+    closed: bool,
+    copy: Option<Task>,
 }
 
 /// Aborts its task when dropped.
@@ -161,8 +174,9 @@ fn fifo_path(which: &'static str, uri: &str) -> Result<PathBuf, StdioError> {
 }
 
 impl Fifos {
-    /// Opens the fifos. Each gets a token for its stream: the returned message tells
-    /// the agent, which then waits for [`Fifos::connect`].
+    /// Opens the output's fifos. Each fifo gets a token for its stream: the returned
+    /// message tells the agent, which then waits for [`Fifos::connect`] and
+    /// [`Streams::start_stdin`].
     ///
     /// # Errors
     /// See [`StdioError`]; nothing stays open then.
@@ -172,7 +186,7 @@ impl Fifos {
             ..Stdio::default()
         };
         let mut fifos = Self {
-            stdin: None,
+            stdin: Input::default(),
             outputs: Vec::new(),
         };
         for (which, uri) in paths.given() {
@@ -185,8 +199,7 @@ impl Fifos {
             let token = token().map_err(failed)?;
             match which {
                 "stdin" => {
-                    let (fifo, keeper) = open_input(&path).map_err(failed)?;
-                    fifos.stdin = Some((token, fifo, keeper));
+                    fifos.stdin.waiting = Some((path.clone(), token));
                     message.stdin = token;
                 }
                 "stdout" => message.stdout = token,
@@ -200,18 +213,16 @@ impl Fifos {
         Ok((fifos, message))
     }
 
-    /// Connects each fifo with its stream in the guest, once the agent knows the
+    /// Connects each output with its stream in the guest, once the agent knows the
     /// tokens, and starts to copy.
     ///
     /// # Errors
     /// [`StdioError::Connect`].
     pub async fn connect(self, vsock: &Vsock) -> Result<Streams, StdioError> {
-        let mut streams = Streams::default();
-        if let Some((token, fifo, keeper)) = self.stdin {
-            let stream = dial(vsock, "stdin", token).await?;
-            streams.stdin_keeper = Mutex::new(Some(keeper));
-            streams.stdin = Some(Task(tokio::spawn(copy_in(fifo, stream))));
-        }
+        let mut streams = Streams {
+            stdin: Mutex::new(self.stdin),
+            ..Streams::default()
+        };
         for (which, token, fifo) in self.outputs {
             let stream = dial(vsock, which, token).await?;
             streams.progress.open.send_modify(|open| *open += 1);
@@ -223,12 +234,35 @@ impl Fifos {
 }
 
 impl Streams {
+    /// Opens standard input, if there is one, and connects it with its stream.
+    ///
+    /// # Errors
+    /// [`StdioError::Open`] and [`StdioError::Connect`].
+    pub async fn start_stdin(&self, vsock: &Vsock) -> Result<(), StdioError> {
+        let Some((path, token)) = self.input().waiting.take() else {
+            return Ok(());
+        };
+        let (fifo, keeper) = open_input(&path).map_err(|source| StdioError::Open {
+            which: "stdin",
+            path,
+            source,
+        })?;
+        let stream = dial(vsock, "stdin", token).await?;
+        let mut input = self.input();
+        input.keeper = Some(keeper).filter(|_| !input.closed);
+        input.copy = Some(Task(tokio::spawn(copy_in(fifo, stream))));
+        Ok(())
+    }
+
     /// Lets standard input end: what was written so far is still delivered.
     pub fn close_stdin(&self) {
-        self.stdin_keeper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let mut input = self.input();
+        input.closed = true;
+        input.keeper = None;
+    }
+
+    fn input(&self) -> MutexGuard<'_, Input> {
+        self.stdin.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until all output was delivered, within limits. `false` when a limit

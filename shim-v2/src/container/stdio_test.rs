@@ -97,8 +97,11 @@ async fn input_survives_a_writer_and_ends_after_close_stdin() {
     let (mut guest, stream) = UnixStream::pair().unwrap();
     let (receiver, keeper) = open_input(&fifo.0).unwrap();
     let streams = Streams {
-        stdin_keeper: Mutex::new(Some(keeper)),
-        stdin: Some(Task(tokio::spawn(copy_in(receiver, stream)))),
+        stdin: Mutex::new(Input {
+            keeper: Some(keeper),
+            copy: Some(Task(tokio::spawn(copy_in(receiver, stream)))),
+            ..Input::default()
+        }),
         ..Streams::default()
     };
     for text in ["one", "two"] {

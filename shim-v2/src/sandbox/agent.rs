@@ -164,7 +164,9 @@ impl Agent {
     /// Sets a container up; its program is found but not running yet.
     pub async fn create(&self, request: &CreateContainerRequest) -> Result<(), AgentError> {
         let call = self.client.create_container(within(CREATE), request);
-        self.call("CreateContainer", CREATE, call).await.map(drop)
+        self.call("CreateContainer", Some(CREATE), call)
+            .await
+            .map(drop)
     }
 
     /// Lets a created container's program run.
@@ -174,19 +176,23 @@ impl Agent {
             ..StartContainerRequest::default()
         };
         let call = self.client.start_container(within(START), &request);
-        self.call("StartContainer", START, call).await.map(drop)
+        self.call("StartContainer", Some(START), call)
+            .await
+            .map(drop)
     }
 
     /// Runs one more process in a container.
     pub async fn exec(&self, request: &ExecProcessRequest) -> Result<(), AgentError> {
         let call = self.client.exec_process(within(START), request);
-        self.call("ExecProcess", START, call).await.map(drop)
+        self.call("ExecProcess", Some(START), call).await.map(drop)
     }
 
     /// Sends a signal to a process, or to all of its container.
     pub async fn signal(&self, request: &SignalProcessRequest) -> Result<(), AgentError> {
         let call = self.client.signal_process(within(QUICK), request);
-        self.call("SignalProcess", QUICK, call).await.map(drop)
+        self.call("SignalProcess", Some(QUICK), call)
+            .await
+            .map(drop)
     }
 
     /// Waits for a process's end, for as long as it lives; returns its exit status.
@@ -199,7 +205,7 @@ impl Agent {
         let call = self
             .client
             .wait_process(ttrpc::context::Context::default(), &request);
-        let answer = self.call("WaitProcess", Duration::ZERO, call).await?;
+        let answer = self.call("WaitProcess", None, call).await?;
         Ok(answer.exit_status.min(255))
     }
 
@@ -211,13 +217,15 @@ impl Agent {
             ..DeleteProcessRequest::default()
         };
         let call = self.client.delete_process(within(DELETE), &request);
-        self.call("DeleteProcess", DELETE, call).await.map(drop)
+        self.call("DeleteProcess", Some(DELETE), call)
+            .await
+            .map(drop)
     }
 
     /// Sets the size of a process's terminal.
     pub async fn resize(&self, request: &ResizePtyRequest) -> Result<(), AgentError> {
         let call = self.client.resize_pty(within(QUICK), request);
-        self.call("ResizePty", QUICK, call).await.map(drop)
+        self.call("ResizePty", Some(QUICK), call).await.map(drop)
     }
 
     /// The pids in a container, as the guest numbers them.
@@ -227,21 +235,22 @@ impl Agent {
             ..ListPidsRequest::default()
         };
         let call = self.client.list_pids(within(LISTING), &request);
-        Ok(self.call("ListPids", LISTING, call).await?.pids)
+        Ok(self.call("ListPids", Some(LISTING), call).await?.pids)
     }
 
     /// Ends the machine cleanly. An error may just mean that it was quick.
     pub async fn power_off(&self) -> Result<(), AgentError> {
         let request = Empty::default();
         let call = self.client.power_off(within(POWER_OFF), &request);
-        self.call("PowerOff", POWER_OFF, call).await.map(drop)
+        self.call("PowerOff", Some(POWER_OFF), call).await.map(drop)
     }
 
-    /// Runs one call to its answer, its deadline or the VM's end.
+    /// Runs one call to its answer, its deadline or the VM's end. No deadline means
+    /// that the call lasts as long as what it waits for.
     async fn call<T>(
         &self,
         call: &'static str,
-        deadline: Duration,
+        deadline: Option<Duration>,
         answer: impl Future<Output = ttrpc::Result<T>>,
     ) -> Result<T, AgentError> {
         let mut gone = self.gone.clone();
@@ -251,39 +260,43 @@ impl Agent {
             end = vmm_process::end(&mut gone) => {
                 return Err(AgentError::VmGone { call, reason: end.reason });
             }
+            deadline = expire(deadline) => return Err(AgentError::Deadline { call, deadline }),
         };
-        let error = match result {
-            Ok(answer) => return Ok(answer),
-            Err(error) => error,
-        };
-        match error {
-            ttrpc::Error::RpcStatus(status) => Err(from_status(call, deadline, &status)),
-            error => {
-                let text = bounded(&error.to_string());
-                match timeout(END_GRACE, vmm_process::end(&mut gone)).await {
-                    Ok(end) => Err(AgentError::VmGone {
-                        call,
-                        reason: end.reason,
-                    }),
-                    Err(_) => Err(AgentError::Connection { call, text }),
-                }
-            }
+        match result {
+            Ok(answer) => Ok(answer),
+            Err(ttrpc::Error::RpcStatus(status)) => Err(AgentError::Status {
+                code: status.code.enum_value().unwrap_or(ttrpc::Code::UNKNOWN),
+                text: bounded(&status.message),
+            }),
+            Err(error) => match timeout(END_GRACE, vmm_process::end(&mut gone)).await {
+                Ok(end) => Err(AgentError::VmGone {
+                    call,
+                    reason: end.reason,
+                }),
+                Err(_) => Err(AgentError::Connection {
+                    call,
+                    text: bounded(&error.to_string()),
+                }),
+            },
         }
     }
 }
 
-fn within(deadline: Duration) -> ttrpc::context::Context {
-    ttrpc::context::with_duration(deadline)
+/// Waits for a deadline, for ever if there is none.
+async fn expire(deadline: Option<Duration>) -> Duration {
+    match deadline {
+        Some(deadline) => {
+            tokio::time::sleep(deadline).await;
+            deadline
+        }
+        None => std::future::pending().await,
+    }
 }
 
-fn from_status(call: &'static str, deadline: Duration, status: &ttrpc::Status) -> AgentError {
-    match status.code.enum_value() {
-        Ok(ttrpc::Code::DEADLINE_EXCEEDED) => AgentError::Deadline { call, deadline },
-        code => AgentError::Status {
-            code: code.unwrap_or(ttrpc::Code::UNKNOWN),
-            text: bounded(&status.message),
-        },
-    }
+/// The deadline as the agent is told. A little later than ours: its own timer then
+/// never answers for it, and what it does is not given up while it may still count.
+fn within(deadline: Duration) -> ttrpc::context::Context {
+    ttrpc::context::with_duration(deadline + END_GRACE)
 }
 
 /// A text of the guest's, fit for logs and errors.

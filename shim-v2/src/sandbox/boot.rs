@@ -29,7 +29,7 @@ use super::vmm_process::{self, Spawned, VmmEnd};
 use super::vsock::Vsock;
 use super::{Sandbox, Stop};
 use crate::config::{Config, ConfigError};
-use crate::container::spec::{Spec, SpecError};
+use crate::container::oci::{Spec, SpecError};
 use crate::mount::{self, MountError};
 use crate::sys;
 
@@ -113,7 +113,12 @@ pub async fn boot(
     let files = Files::open(config)?;
     let netns = spec.network_namespace()?.map(open_netns).transpose()?;
     let (vmm, record) = (config.vmm.clone(), file.clone());
-    let prepare = move || prepare(&vmm, &record, files, netns);
+    let oom_score_adj = spec.oom_score_adj();
+    let prepare = move || {
+        let prepared = prepare(&vmm, &record, files, netns)?;
+        set_oom_score(prepared.spawned.pid, oom_score_adj);
+        Ok::<_, BootError>(prepared)
+    };
     let prepared = tokio::task::spawn_blocking(prepare).await;
     let prepared = prepared.map_err(|error| host("start the VMM")(io::Error::other(error)))??;
     let Prepared {
@@ -263,6 +268,15 @@ fn prepare(
         bell,
         listener,
     })
+}
+
+/// The VMM counts as what runs in it. Left alone it would inherit the protection of
+/// containerd, and the host could not free the memory of a guest at all.
+fn set_oom_score(pid: i32, adjust: i64) {
+    let path = format!("/proc/{pid}/oom_score_adj");
+    if let Err(error) = fs::write(&path, adjust.to_string()) {
+        log::warn!("{path} cannot be set to {adjust}: {error}");
+    }
 }
 
 /// Makes the VMM's root: the share, a mount of its own whose later mounts reach the

@@ -1,7 +1,7 @@
 //! How big the VM is: from the container's own limits, per dimension.
 
 use crate::config::Config;
-use crate::container::spec::Resources;
+use crate::container::oci::Resources;
 
 /// What the guest's kernel and agent need on top of the workload's limit, in MiB.
 const GUEST_OVERHEAD_MIB: u64 = 32;

@@ -22,8 +22,12 @@ use tokio::time::timeout;
 
 use crate::sys::{self, Program};
 
-/// Lines of the VMM's log kept for the error message when it dies.
-const TAIL_LINES: usize = 12;
+/// Errors of the VMM's log kept for the error message when it dies.
+const TAIL_LINES: usize = 64;
+/// How many of them the message quotes when none is a panic's.
+const QUOTED_LINES: usize = 4;
+/// How a Linux kernel begins the line that says why it panicked.
+const PANIC: &str = "Kernel panic";
 /// Longest line taken from the VMM, in bytes; the rest becomes the next line.
 const MAX_LINE: u64 = 1024;
 /// How long the log may take to end after the process did.
@@ -34,7 +38,7 @@ const LOG_END: Duration = Duration::from_millis(500);
 pub struct VmmEnd {
     /// Its exit status in our terms; `None` when a signal ended it.
     pub exit: Option<Exit>,
-    /// What happened, with the last lines it logged: the text users get.
+    /// What happened, with the last errors it logged: the text users get.
     pub reason: String,
 }
 
@@ -205,7 +209,7 @@ async fn reap(
     end.send_replace(Some(VmmEnd { exit, reason }));
 }
 
-/// The last lines of the VMM's log.
+/// The last errors of the VMM's log, to which the console of a dead guest belongs.
 #[derive(Clone, Default)]
 struct Tail(Arc<Mutex<VecDeque<String>>>);
 
@@ -223,7 +227,15 @@ impl Tail {
         if lines.is_empty() {
             return what;
         }
-        let last: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let panic = lines.iter().position(|line| line.contains(PANIC));
+        let last: Vec<&str> = match panic {
+            Some(index) => vec![&lines[index]],
+            None => lines
+                .iter()
+                .skip(lines.len().saturating_sub(QUOTED_LINES))
+                .map(String::as_str)
+                .collect(),
+        };
         format!("{what}; it said last: {}", last.join(" | "))
     }
 }
@@ -250,7 +262,7 @@ async fn relay_log(log: pipe::Receiver, tail: Tail) {
             .filter(|c| !c.is_control())
             .collect();
         let (level, message) = split_level(&text);
-        if level <= log::Level::Warn {
+        if level == log::Level::Error {
             tail.push(message);
         }
         log::log!(level, "vmm: {message}");
@@ -285,14 +297,21 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_keeps_the_last_lines() {
+    fn the_last_words_are_quoted_and_a_panics_before_all() {
         let tail = Tail::default();
-        for n in 0..20 {
+        assert_eq!(tail.explain("it broke".to_owned()), "it broke");
+        for n in 0..200 {
             tail.push(&n.to_string());
         }
         let text = tail.explain("it broke".to_owned());
-        assert!(text.starts_with("it broke; it said last: 8 | 9"), "{text}");
-        assert!(text.ends_with("| 19"), "{text}");
+        assert_eq!(text, "it broke; it said last: 196 | 197 | 198 | 199");
+        tail.push("console: Kernel panic - not syncing: why");
+        (0..40).for_each(|n| tail.push(&n.to_string()));
+        let text = tail.explain("it broke".to_owned());
+        assert_eq!(
+            text,
+            "it broke; it said last: console: Kernel panic - not syncing: why"
+        );
     }
 
     #[tokio::test]

@@ -14,9 +14,9 @@ use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 
 use crate::config::{self, Config};
 use crate::container::Container;
+use crate::container::oci::Spec;
 use crate::container::process::Process;
 use crate::container::rootfs::{Shared, Sources, source_kind};
-use crate::container::spec::Spec;
 use crate::container::stdio::{Fifos, Paths};
 use crate::container::supervise::supervise;
 use crate::error::Error;
@@ -91,17 +91,23 @@ fn plan(request: CreateTaskRequest) -> Result<(Plan, Config), Error> {
     let spec = Spec::load(&bundle)?;
     let rootfs = spec.rootfs(&bundle)?;
     let guest = spec.clone().for_guest(&request.id, &bundle, source_kind)?;
+    let sources = Sources {
+        id: request.id,
+        bundle,
+        rootfs,
+        snapshot: request.rootfs,
+        volumes: guest.volumes,
+    };
+    if sources.snapshot.is_empty() {
+        // Otherwise the rootfs is there once the snapshot is mounted.
+        sources.check()?;
+    }
+    let json = guest.json;
     let plan = Plan {
         stdio,
         spec,
-        json: guest.json,
-        sources: Sources {
-            id: request.id,
-            bundle,
-            rootfs,
-            snapshot: request.rootfs,
-            volumes: guest.volumes,
-        },
+        json,
+        sources,
     };
     Ok((plan, config))
 }

@@ -32,6 +32,12 @@ pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<StartRespon
         return Err(error);
     }
     process.started();
+    // It runs already: a client that took its fifo away cannot stop it.
+    if let Some(streams) = process.streams()
+        && let Err(error) = streams.start_stdin(&sandbox.vsock).await
+    {
+        log::error!("input of {}: {}", request.id, chain(&error));
+    }
     Ok(StartResponse {
         pid,
         ..StartResponse::default()

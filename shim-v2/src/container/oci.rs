@@ -1,0 +1,261 @@
+//! The OCI runtime spec (config.json) as containerd wrote it, as far as the host has
+//! to know it. All other fields are carried along as they are.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+/// Largest config.json read, in bytes.
+const MAX_SPEC_LEN: u64 = 4 << 20;
+
+/// An OCI runtime spec (config.json), as far as the host has to know it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spec {
+    pub(super) root: Root,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) mounts: Vec<Mount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) process: Option<Process>,
+    pub(super) linux: Linux,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    pub(super) hooks: Map<String, Value>,
+    #[serde(skip_serializing_if = "HashMap::is_empty")]
+    pub(super) annotations: HashMap<String, String>,
+    #[serde(flatten)]
+    pub(super) rest: Map<String, Value>,
+}
+
+/// `root`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Root {
+    pub(super) path: PathBuf,
+    #[serde(flatten)]
+    pub(super) rest: Map<String, Value>,
+}
+
+/// `process`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Process {
+    pub(super) args: Vec<String>,
+    #[serde(flatten)]
+    pub(super) rest: Map<String, Value>,
+}
+
+/// An entry of `mounts`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mount {
+    #[serde(rename = "type", skip_serializing_if = "String::is_empty")]
+    pub(super) kind: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) source: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) options: Vec<String>,
+    #[serde(flatten)]
+    pub(super) rest: Map<String, Value>,
+}
+
+/// `linux`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Linux {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) namespaces: Vec<Namespace>,
+    #[serde(skip_serializing_if = "Resources::is_empty")]
+    pub(super) resources: Resources,
+    #[serde(flatten)]
+    pub(super) rest: Map<String, Value>,
+}
+
+/// An entry of `linux.namespaces`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Namespace {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<PathBuf>,
+}
+
+/// `linux.resources`, of which sizing reads two members.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Resources {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<Memory>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu: Option<Cpu>,
+    #[serde(flatten)]
+    pub(super) rest: Map<String, Value>,
+}
+
+/// `linux.resources.memory`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<i64>,
+    #[serde(flatten)]
+    pub(super) rest: Map<String, Value>,
+}
+
+/// `linux.resources.cpu`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Cpu {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quota: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    period: Option<u64>,
+    #[serde(flatten)]
+    pub(super) rest: Map<String, Value>,
+}
+
+/// The place of a container in its pod, from the annotations of the CRI plugins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodRole {
+    /// No pod: a sandbox of its own.
+    Alone,
+    /// The pod's first container, whose id names the sandbox.
+    Sandbox,
+    /// One more container of a running sandbox.
+    Member {
+        /// The sandbox's id.
+        sandbox: String,
+    },
+}
+
+/// Why a spec is refused.
+#[derive(Debug, Error)]
+pub enum SpecError {
+    /// config.json cannot be read.
+    #[error("{path} cannot be read: is the bundle complete?")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Not JSON, or not a spec.
+    #[error("{path} is not an OCI spec")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and where.
+        source: serde_json::Error,
+    },
+    /// A field asks for what a guest cannot give.
+    #[error("{field}: {problem}")]
+    Refused {
+        /// Path of the field in the spec.
+        field: String,
+        /// Why not, and what to do instead.
+        problem: String,
+    },
+    /// The source of a bind mount is not there.
+    #[error("mounts[{index}].source: {path} cannot be used")]
+    Source {
+        /// Which mount.
+        index: usize,
+        /// Its source.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A [`SpecError::Refused`].
+pub(super) fn refused(field: impl Into<String>, problem: impl Into<String>) -> SpecError {
+    SpecError::Refused {
+        field: field.into(),
+        problem: problem.into(),
+    }
+}
+
+impl Spec {
+    /// Reads config.json of a bundle.
+    ///
+    /// # Errors
+    /// [`SpecError::Read`] and [`SpecError::Parse`], with the file's path.
+    pub fn load(bundle: &Path) -> Result<Self, SpecError> {
+        use std::io::Read;
+        let path = bundle.join("config.json");
+        let mut json = Vec::new();
+        let read = fs::File::open(&path).and_then(|f| f.take(MAX_SPEC_LEN).read_to_end(&mut json));
+        match read {
+            Ok(_) => Self::parse(&json).map_err(|source| SpecError::Parse { path, source }),
+            Err(source) => Err(SpecError::Read { path, source }),
+        }
+    }
+
+    pub(super) fn parse(json: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(json)
+    }
+
+    /// The container's place in its pod.
+    pub fn pod_role(&self) -> PodRole {
+        const FAMILIES: [(&str, &str); 2] = [
+            (
+                "io.kubernetes.cri.container-type",
+                "io.kubernetes.cri.sandbox-id",
+            ),
+            (
+                "io.kubernetes.cri-o.ContainerType",
+                "io.kubernetes.cri-o.SandboxID",
+            ),
+        ];
+        for (kind, id) in FAMILIES {
+            match (
+                self.annotations.get(kind).map(String::as_str),
+                self.annotations.get(id),
+            ) {
+                (Some("sandbox"), _) => return PodRole::Sandbox,
+                (Some("container"), Some(sandbox)) => {
+                    let sandbox = sandbox.clone();
+                    return PodRole::Member { sandbox };
+                }
+                _ => {}
+            }
+        }
+        PodRole::Alone
+    }
+
+    /// `linux.resources`.
+    pub fn resources(&self) -> &Resources {
+        &self.linux.resources
+    }
+
+    /// How readily the host may kill the sandbox when it runs out of memory:
+    /// `process.oomScoreAdj`, 0 if absent.
+    pub fn oom_score_adj(&self) -> i64 {
+        let field = |process: &Process| process.rest.get("oomScoreAdj")?.as_i64();
+        self.process.as_ref().and_then(field).unwrap_or(0)
+    }
+}
+
+impl Resources {
+    fn is_empty(&self) -> bool {
+        self.memory.is_none() && self.cpu.is_none() && self.rest.is_empty()
+    }
+
+    /// `memory.limit` in bytes, if one is set; 0 and negative values mean none.
+    pub fn memory_limit(&self) -> Option<u64> {
+        let limit = self.memory.as_ref()?.limit?;
+        u64::try_from(limit).ok().filter(|limit| *limit > 0)
+    }
+
+    /// `cpu.quota` and `cpu.period` in microseconds, if both set a limit.
+    pub fn cpu_limit(&self) -> Option<(u64, u64)> {
+        let cpu = self.cpu.as_ref()?;
+        let quota = u64::try_from(cpu.quota?).ok().filter(|quota| *quota > 0)?;
+        let period = cpu.period.unwrap_or(100_000);
+        (period > 0).then_some((quota, period))
+    }
+}
