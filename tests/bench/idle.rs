@@ -13,7 +13,8 @@ const RAM_KIB: u64 = 64 * 1024;
 pub fn measure(report: &mut Report) {
     let task = Container::husk(&["sleep", "1000"]).detach();
     let meminfo = task.exec(&["cat", "/proc/meminfo"]).succeeded().text();
-    let available = field(&meminfo, "MemAvailable:").expect("a line MemAvailable");
+    let [total, available] = ["MemTotal:", "MemAvailable:"]
+        .map(|key| field(&meminfo, key).expect("a line of every kernel's meminfo"));
 
     let shim = process_of(&["containerd-shim-rust-v2", task.id()]);
     let shim_pss = sum(&rollup(shim), "Pss:");
@@ -28,8 +29,10 @@ pub fn measure(report: &mut Report) {
         sum(&ram, "Rss:") * 1024,
         "guest RAM backed by the host",
     );
-    let used = "64 MiB less the guest's MemAvailable";
-    report.mib("guest_used_mib", (RAM_KIB - available) * 1024, used);
+    let used = "guest, MemTotal - MemAvailable";
+    report.mib("guest_used_mib", (total - available) * 1024, used);
+    let reserved = "guest kernel's image and tables";
+    report.mib("guest_reserved_mib", (RAM_KIB - total) * 1024, reserved);
     task.destroy();
 }
 

@@ -57,11 +57,12 @@ fn the_guest_has_the_memory_it_was_given() {
 #[test]
 fn standard_input_is_the_serial_console() {
     let _node = Node::enter();
-    let mut vm = Vm::running("echo ready; read line; echo \"got <$line>\"; reboot -f").start();
-    vm.wait_for("ready");
-    vm.write(b"over to you\n");
-    vm.wait_for("got <over to you>");
-    vm.finish().ended_with(RESET);
+    let vm = Vm::running("echo ready; read line; echo \"got <$line>\"; reboot -f");
+    let mut running = vm.start();
+    running.wait_for("ready");
+    running.write(b"over to you\n");
+    running.wait_for("got <over to you>");
+    running.finish().ended_with(RESET);
 }
 
 #[test]

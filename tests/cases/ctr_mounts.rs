@@ -153,3 +153,38 @@ fn a_mount_made_on_the_host_after_the_boot_is_seen() {
     host("umount", &[]);
     assert_eq!(output.succeeded().text(), "ready\nmounted late\n");
 }
+
+/// Makes the host's root a private mount, as on hosts without systemd, for as long as it lives.
+struct PrivateRoot;
+
+impl PrivateRoot {
+    fn set(propagation: &str) {
+        let mut mount = Command::new("mount");
+        mount.args([propagation, "/"]);
+        process::run(mount).succeeded();
+    }
+
+    fn new() -> Self {
+        Self::set("--make-rprivate");
+        Self
+    }
+}
+
+impl Drop for PrivateRoot {
+    fn drop(&mut self) {
+        Self::set("--make-rshared");
+    }
+}
+
+#[test]
+fn a_host_whose_root_is_a_private_mount_will_do() {
+    let _node = Node::enter();
+    let _private = PrivateRoot::new();
+    let (directory, path) = folder();
+    fs::write(directory.path().join("in"), "seen\n").expect("a file");
+    let mount = format!("type=bind,src={path},dst=/data,options=rbind:ro");
+    let output = Container::script("cat /data/in")
+        .with(&["--mount", &mount])
+        .run();
+    assert_eq!(output.succeeded().text(), "seen\n");
+}

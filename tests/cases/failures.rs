@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
 use husk_tests::containerd::Events;
-use husk_tests::{Container, Node, Running, process};
+use husk_tests::{Container, Node, Running, ctr, process};
 
 /// Kills every process of that name; there must be one.
 #[track_caller]
@@ -71,10 +72,16 @@ fn a_killed_vmm_ends_its_container_once_with_137() {
 #[test]
 fn a_killed_shim_takes_its_machine_along() {
     let _node = Node::enter();
-    let running = ready(&Container::script("echo ready; sleep 1000"));
+    let mut events = Events::subscribe();
+    // Detached: of a foreground client whose shim dies, ctr leaves the fifos behind.
+    let task = Container::husk(&["sleep", "infinity"]).detach();
+    let vmm = task.pid();
     kill_9("containerd-shim-rust-v2");
-    running.finish().ended_with(137);
-    assert_eq!(process::named("husk-vmm"), [0; 0]);
+    let deadline = Instant::now() + process::DEADLINE;
+    assert!(process::wait_for_exit(vmm, deadline), "the VMM lives on");
+    events.wait_for("/tasks/exit");
+    assert_eq!(one_exit(events), 137);
+    ctr(&["container", "delete", task.id()]).succeeded();
 }
 
 #[test]

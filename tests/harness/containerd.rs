@@ -56,6 +56,15 @@ impl Events {
         Self { client }
     }
 
+    /// Waits until an event of that topic has come.
+    ///
+    /// # Panics
+    /// If none does by the deadline.
+    #[track_caller]
+    pub fn wait_for(&mut self, topic: &str) {
+        self.client.wait_for(topic);
+    }
+
     /// All task events up to now as `(topic, JSON)`, oldest first.
     ///
     /// # Panics

@@ -37,7 +37,7 @@ impl Bundle {
         bundle
     }
 
-    /// The same with one key of its spec changed.
+    /// The same with one key of its spec changed, or left out for a null.
     ///
     /// # Panics
     /// If there is no such key's parent.
@@ -46,7 +46,12 @@ impl Bundle {
         let bundle = Self::new();
         let mut spec = spec();
         let (parent, key) = pointer.rsplit_once('/').expect("a JSON pointer");
-        spec.pointer_mut(parent).expect("a key of the spec")[key] = value;
+        let object = spec.pointer_mut(parent).expect("a key of the spec");
+        if value.is_null() {
+            object.as_object_mut().expect("an object").remove(key);
+        } else {
+            object[key] = value;
+        }
         bundle.write_config(&spec.to_string());
         bundle
     }
