@@ -82,9 +82,10 @@ fn limits_make_the_machine_larger() {
     let text = output.text();
     let words: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(words[0], "2", "{text}");
-    // The workload can have what its limit says: the guest's own needs come on top.
+    // The workload can have what its limit says, because the guest's own needs come on
+    // top; MemAvailable is a careful estimate, some per cent too low.
     let available_kib: u32 = words[2].parse().expect("a number of KiB");
-    assert!(available_kib / 1024 >= limit_mib, "{text}");
+    assert!(available_kib / 1024 >= limit_mib * 95 / 100, "{text}");
 }
 
 #[test]

@@ -73,8 +73,10 @@ fn a_killed_vmm_ends_its_container_once_with_137() {
 fn a_killed_shim_takes_its_machine_along() {
     let _node = Node::enter();
     let mut events = Events::subscribe();
-    // Detached: of a foreground client whose shim dies, ctr leaves the fifos behind.
-    let task = Container::husk(&["sleep", "infinity"]).detach();
+    // Without streams: of a task that is lost, ctr leaves the fifos behind.
+    let task = Container::husk(&["sleep", "infinity"])
+        .with(&["--null-io"])
+        .detach();
     let vmm = task.pid();
     kill_9("containerd-shim-rust-v2");
     let deadline = Instant::now() + process::DEADLINE;

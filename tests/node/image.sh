@@ -46,7 +46,7 @@ debootstrap --variant=minbase --include="$packages" "$suite" "$tree" "$mirror" "
     >"$work/debootstrap.log" 2>&1 &
 installer=$!
 tail -n +1 -f "$work/debootstrap.log" --pid=$installer |
-    awk '/^I: (Retrieving|Extracting|Unpacking|Configuring) /  { n++ } n && n % 100 == 0 { print "node image: " n " steps"; n++ }' >&2
+    awk '/^I: (Retrieving|Unpacking|Configuring) / && ++n % 100 == 0 { print "node image: " n " steps" }' >&2
 wait $installer || {
     tail -n 20 "$work/debootstrap.log" >&2
     say "debootstrap failed; its last lines are above"

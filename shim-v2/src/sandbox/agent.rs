@@ -44,6 +44,8 @@ const POWER_OFF: Duration = Duration::from_secs(1);
 const END_GRACE: Duration = Duration::from_secs(1);
 /// How long the announcement may take once the bell rang.
 const ANNOUNCE: Duration = Duration::from_secs(5);
+/// Most pids taken from the guest: as many as Linux has by default.
+const MAX_PIDS: usize = 32_768;
 /// Longest error text taken from the guest, in characters.
 const MAX_TEXT: usize = 1024;
 
@@ -235,7 +237,9 @@ impl Agent {
             ..ListPidsRequest::default()
         };
         let call = self.client.list_pids(within(LISTING), &request);
-        Ok(self.call("ListPids", Some(LISTING), call).await?.pids)
+        let mut pids = self.call("ListPids", Some(LISTING), call).await?.pids;
+        pids.truncate(MAX_PIDS);
+        Ok(pids)
     }
 
     /// Ends the machine cleanly. An error may just mean that it was quick.

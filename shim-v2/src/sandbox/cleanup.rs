@@ -145,10 +145,14 @@ fn record(
     file: &StateFile,
     change: impl FnOnce(&mut super::state_file::State),
 ) -> Result<(), CleanupError> {
-    file.record(change).map_err(|source| CleanupError::State {
-        dir: file.dir().to_owned(),
-        source,
-    })
+    match file.record(change) {
+        // Somebody else cleaned up meanwhile: there is nothing left to record.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        recorded => recorded.map_err(|source| CleanupError::State {
+            dir: file.dir().to_owned(),
+            source,
+        }),
+    }
 }
 
 /// Removes a directory of ours. It holds directories, sockets, empty files that

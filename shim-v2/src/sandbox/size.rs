@@ -3,8 +3,12 @@
 use crate::config::Config;
 use crate::container::oci::Resources;
 
-/// What the guest's kernel and agent need on top of the workload's limit, in MiB.
+/// What the guest's kernel and agent need on top of the workload's limit, in MiB:
+/// 30.4 were measured with 64 MiB of RAM, 32.3 with 232 MiB.
 const GUEST_OVERHEAD_MIB: u64 = 32;
+/// The part of RAM the guest's kernel needs to describe it: 64 bytes for each page of
+/// 4 KiB (`struct page`).
+const PAGES_SHARE: u64 = 64;
 /// The smallest guest that boots and runs a shell, in MiB.
 const SMALLEST_MIB: u64 = 48;
 const BYTES_PER_MIB: u64 = 1 << 20;
@@ -48,9 +52,7 @@ impl Host {
 /// corrected with a warning; a limit never keeps a container from starting.
 pub fn size(resources: &Resources, config: &Config, host: Host) -> Size {
     let memory_mib = match resources.memory_limit() {
-        Some(bytes) => bytes
-            .div_ceil(BYTES_PER_MIB)
-            .saturating_add(GUEST_OVERHEAD_MIB),
+        Some(bytes) => with_overhead(bytes.div_ceil(BYTES_PER_MIB)),
         None => u64::from(config.default_memory_mib),
     };
     let vcpus = match resources.cpu_limit() {
@@ -61,6 +63,11 @@ pub fn size(resources: &Resources, config: &Config, host: Host) -> Size {
         vcpus: within("vCPUs", vcpus, 1, u64::from(host.cpus)),
         memory_mib: within("MiB of RAM", memory_mib, SMALLEST_MIB, host.memory_mib),
     }
+}
+
+/// The RAM in which a workload can have `limit_mib` for itself.
+fn with_overhead(limit_mib: u64) -> u64 {
+    limit_mib + limit_mib.div_ceil(PAGES_SHARE) + GUEST_OVERHEAD_MIB
 }
 
 fn within(what: &str, wanted: u64, least: u64, most: u64) -> u32 {
@@ -92,8 +99,8 @@ mod tests {
         let mib = |n: u64| n << 20;
         let cases = [
             (json!({}), (1, 64)),
-            (json!({ "memory": { "limit": mib(128) } }), (1, 160)),
-            (json!({ "memory": { "limit": mib(128) + 1 } }), (1, 161)),
+            (json!({ "memory": { "limit": mib(128) } }), (1, 162)),
+            (json!({ "memory": { "limit": mib(128) + 1 } }), (1, 164)),
             (
                 json!({ "cpu": { "quota": 150_000, "period": 100_000 } }),
                 (2, 64),

@@ -26,6 +26,8 @@ use crate::sys::{self, Program};
 const TAIL_LINES: usize = 64;
 /// How many of them the message quotes when none is a panic's.
 const QUOTED_LINES: usize = 4;
+/// How the VMM begins a line of the guest's console.
+const CONSOLE: &str = "console: ";
 /// How a Linux kernel begins the line that says why it panicked.
 const PANIC: &str = "Kernel panic";
 /// Longest line taken from the VMM, in bytes; the rest becomes the next line.
@@ -222,21 +224,20 @@ impl Tail {
         lines.push_back(line.to_owned());
     }
 
+    /// Adds the last words: of the guest if it had any, otherwise of the VMM.
     fn explain(&self, what: String) -> String {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.is_empty() {
+        let all: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let guest: Vec<&str> = all.iter().filter_map(|l| l.strip_prefix(CONSOLE)).collect();
+        let words = if guest.is_empty() { all } else { guest };
+        let quoted = match words.iter().position(|line| line.contains(PANIC)) {
+            Some(panic) => &words[panic..=panic],
+            None => &words[words.len().saturating_sub(QUOTED_LINES)..],
+        };
+        if quoted.is_empty() {
             return what;
         }
-        let panic = lines.iter().position(|line| line.contains(PANIC));
-        let last: Vec<&str> = match panic {
-            Some(index) => vec![&lines[index]],
-            None => lines
-                .iter()
-                .skip(lines.len().saturating_sub(QUOTED_LINES))
-                .map(String::as_str)
-                .collect(),
-        };
-        format!("{what}; it said last: {}", last.join(" | "))
+        format!("{what}; last words: {}", quoted.join(" | "))
     }
 }
 
@@ -304,13 +305,13 @@ mod tests {
             tail.push(&n.to_string());
         }
         let text = tail.explain("it broke".to_owned());
-        assert_eq!(text, "it broke; it said last: 196 | 197 | 198 | 199");
+        assert_eq!(text, "it broke; last words: 196 | 197 | 198 | 199");
         tail.push("console: Kernel panic - not syncing: why");
         (0..40).for_each(|n| tail.push(&n.to_string()));
         let text = tail.explain("it broke".to_owned());
         assert_eq!(
             text,
-            "it broke; it said last: console: Kernel panic - not syncing: why"
+            "it broke; last words: Kernel panic - not syncing: why"
         );
     }
 
@@ -333,7 +334,7 @@ mod tests {
         assert_eq!(end.exit, Some(Exit::Config));
         assert_eq!(
             end.reason,
-            "the VMM refused its configuration; it said last: no kernel"
+            "the VMM refused its configuration; last words: no kernel"
         );
     }
 }

@@ -28,18 +28,18 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
         // A container that never ran still ends, and ends before it is deleted.
         publish_exit(&shim.events, pid, &container, &process, exit);
         delete_container(&shim, sandbox, &container).await;
+        shim.events.publish(&TaskDelete {
+            container_id: request.id,
+            pid,
+            exit_status: exit.status,
+            exited_at: Some(exit.at.into()).into(),
+            ..TaskDelete::default()
+        });
     } else {
+        // As with runc, the end of an exec is its exit event.
         delete_exec(&sandbox, &container, &process).await;
     }
     process.drop_streams();
-    shim.events.publish(&TaskDelete {
-        container_id: request.id,
-        id: request.exec_id,
-        pid,
-        exit_status: exit.status,
-        exited_at: Some(exit.at.into()).into(),
-        ..TaskDelete::default()
-    });
     Ok(DeleteResponse {
         pid,
         exit_status: exit.status,
