@@ -90,8 +90,10 @@ fn a_killed_shim_takes_its_machine_along() {
 fn a_panic_of_the_guests_kernel_is_reported_with_its_text() {
     let node = Node::enter();
     let events = Events::subscribe();
-    let script = "echo ready; echo c >/proc/sysrq-trigger; sleep 1000";
-    let running = ready(&Container::script(script).with(&["--privileged"]));
+    // Told to by its input: a guest gone at once would take "ready" along.
+    let script = "echo ready; read go; echo c >/proc/sysrq-trigger; sleep 1000";
+    let mut running = ready(&Container::script(script).with(&["--privileged"]));
+    running.write(b"go\n");
     running.finish().ended_with(137);
     assert_eq!(one_exit(events), 137);
     assert!(
@@ -105,10 +107,10 @@ fn a_panic_of_the_guests_kernel_is_reported_with_its_text() {
 fn a_reset_from_inside_ends_the_container_once() {
     let _node = Node::enter();
     let events = Events::subscribe();
-    let script = "echo ready; echo b >/proc/sysrq-trigger; sleep 1000";
-    ready(&Container::script(script).with(&["--privileged"]))
-        .finish()
-        .ended_with(137);
+    let script = "echo ready; read go; echo b >/proc/sysrq-trigger; sleep 1000";
+    let mut running = ready(&Container::script(script).with(&["--privileged"]));
+    running.write(b"go\n");
+    running.finish().ended_with(137);
     assert_eq!(one_exit(events), 137);
 }
 
