@@ -122,7 +122,8 @@ fn mount_file_systems() -> Result<(), InitError> {
 
 /// The host's files. A machine started by hand may have none.
 fn mount_share() -> Result<(), InitError> {
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    // Not nosuid: containers run from binds of it, and setuid programs are theirs.
+    let flags = MsFlags::MS_NODEV;
     match mount(
         Some(SHARE_TAG),
         SHARE_DIR,

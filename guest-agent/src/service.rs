@@ -84,7 +84,7 @@ impl Service {
     fn signal(&self, request: &SignalProcessRequest) -> Result<(), Error> {
         let signal = signal_number(request.signal)?;
         let container = self.containers.get(&request.container_id)?;
-        if request.all {
+        if request.all && request.exec_id.is_empty() {
             return Ok(container.cgroup().signal(signal)?);
         }
         container.process(&request.exec_id)?.signal(signal)

@@ -70,6 +70,8 @@ impl Error {
     /// The status code: what containerd bases its decisions on.
     pub fn code(&self) -> Code {
         match self {
+            // The guest did not take the stream: not the caller's doing.
+            Self::Stdio(StdioError::Connect { .. }) => Code::INTERNAL,
             Self::Id(_) | Self::Spec(_) | Self::Stdio(_) | Self::Argument { .. } => {
                 Code::INVALID_ARGUMENT
             }

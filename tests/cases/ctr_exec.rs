@@ -32,6 +32,21 @@ fn an_exec_shares_the_containers_namespaces_and_root() {
     task.destroy();
 }
 
+/// containerd kills execs with `all` set; that must not reach the container.
+#[test]
+fn killing_an_exec_leaves_its_container_running() {
+    let _node = Node::enter();
+    let task = sleeper();
+    let mut exec = task.start_exec_as("victim", &["sh", "-c", "echo ready; sleep 1000"]);
+    exec.wait_for("ready");
+    let kill = ["task", "kill", "--signal", "KILL", "--all"];
+    ctr(&[&kill[..], &["--exec-id", "victim", task.id()]].concat()).succeeded();
+    exec.finish().ended_with(137);
+    assert_eq!(task.status(), "RUNNING");
+    assert_eq!(task.exec(&["echo", "alive"]).succeeded().text(), "alive\n");
+    task.destroy();
+}
+
 #[test]
 fn an_exec_takes_directory_and_user() {
     let _node = Node::enter();

@@ -230,6 +230,17 @@ fn a_root_file_system_from_a_directory() {
 }
 
 #[test]
+fn setuid_programs_of_the_image_work() {
+    let _node = Node::enter();
+    let script =
+        "while read d p t o x; do [ $p != / ] || echo $o; done </proc/mounts | grep -c nosuid";
+    for runtime in Runtime::BOTH {
+        let text = Container::new(runtime, &["sh", "-c", script]).run().text();
+        assert_eq!(text, "0\n", "{runtime:?}");
+    }
+}
+
+#[test]
 fn a_read_only_root_refuses_writes() {
     let _node = Node::enter();
     for runtime in Runtime::BOTH {

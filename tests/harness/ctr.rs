@@ -156,11 +156,21 @@ impl Task {
         Running::start(self.exec_command(&[], command))
     }
 
+    /// `ctr task exec` in the foreground under a known exec id.
+    #[track_caller]
+    pub fn start_exec_as(&self, exec_id: &str, command: &[&str]) -> Running {
+        Running::start(self.exec_command_as(exec_id, &[], command))
+    }
+
     fn exec_command(&self, flags: &[&str], command: &[&str]) -> Command {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let exec_id = format!("e{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        self.exec_command_as(&exec_id, flags, command)
+    }
+
+    fn exec_command_as(&self, exec_id: &str, flags: &[&str], command: &[&str]) -> Command {
         let mut ctr = Command::new("ctr");
-        ctr.args(["task", "exec", "--exec-id", &exec_id])
+        ctr.args(["task", "exec", "--exec-id", exec_id])
             .args(flags)
             .arg(&self.id)
             .args(command);

@@ -85,13 +85,36 @@ fn change_root(dir: &Path) -> Result<(), JailError> {
     let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
     mount(Some(dir), dir, none, bind, none).map_err(failed("binding the directory to itself"))?;
     chdir(dir).map_err(failed("changing to it"))?;
-    let inert = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("proc"), "proc", Some("proc"), inert, none).map_err(failed("mounting proc"))?;
+    // Read-only and nothing but processes: /proc/sys and sysrq-trigger would obey uid 0
+    // whatever its capabilities.
+    let inert = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let subset = Some("subset=pid");
+    mount(Some("proc"), "proc", Some("proc"), inert, subset).map_err(failed("mounting proc"))?;
     // Both arguments ".": the old root ends up on top of the new one, and is let go of
     // there (pivot_root(2), NOTES). No directory for it is needed inside.
     pivot_root(".", ".").map_err(failed("making it the root"))?;
     umount2(".", MntFlags::MNT_DETACH).map_err(failed("letting go of the old root"))?;
-    chdir("/").map_err(failed("changing to the new root"))
+    chdir("/").map_err(failed("changing to the new root"))?;
+    seal(failed)
+}
+
+/// The shim works by path in the root and the share, so nobody here may change them.
+/// What it mounts below the share keeps flags of its own.
+fn seal<F: FnOnce(Errno) -> JailError>(
+    failed: impl Fn(&'static str) -> F,
+) -> Result<(), JailError> {
+    let none: Option<&Path> = None;
+    let sealed = MsFlags::MS_REMOUNT
+        | MsFlags::MS_BIND
+        | MsFlags::MS_RDONLY
+        | MsFlags::MS_NOSUID
+        | MsFlags::MS_NODEV;
+    match mount(none, "/share", none, sealed, none) {
+        // There is no share, or it is no mount of its own: the root's flags cover it.
+        Err(Errno::ENOENT | Errno::EINVAL) => {}
+        sealed => sealed.map_err(failed("making the share read-only"))?,
+    }
+    mount(none, "/", none, sealed, none).map_err(failed("making the root read-only"))
 }
 
 /// As far as the hard limit goes, or beyond where that is allowed.

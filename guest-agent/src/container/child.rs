@@ -149,11 +149,15 @@ fn take_stdio(
     match stdio {
         ChildStdio::Terminal => terminal::become_stdio(line, plan.console_size, is_init),
         ChildStdio::Pipes([stdin, stdout, stderr]) => {
-            let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty());
-            let null = null.or_request(|| "opening /dev/null")?;
-            let [stdin, stdout, stderr] =
-                [stdin, stdout, stderr].map(|fd| fd.as_ref().map_or(null.as_fd(), AsFd::as_fd));
-            stdio::replace_standard(stdin, stdout, stderr).or_guest(|| "setting up standard I/O")
+            let what = || "setting up standard I/O";
+            // The container's own, and only where it is needed: an image may lack it.
+            let or_null = |fd: &Option<OwnedFd>| match fd {
+                Some(fd) => fd.try_clone().or_guest(what),
+                None => open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
+                    .or_request(|| "opening /dev/null"),
+            };
+            let (stdin, stdout, stderr) = (or_null(stdin)?, or_null(stdout)?, or_null(stderr)?);
+            stdio::replace_standard(stdin.as_fd(), stdout.as_fd(), stderr.as_fd()).or_guest(what)
         }
     }
 }

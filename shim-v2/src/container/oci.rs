@@ -91,7 +91,7 @@ pub struct Resources {
     #[serde(skip_serializing_if = "Option::is_none")]
     memory: Option<Memory>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    cpu: Option<Cpu>,
+    pub(super) cpu: Option<Cpu>,
     #[serde(flatten)]
     pub(super) rest: Map<String, Value>,
 }

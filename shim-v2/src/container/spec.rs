@@ -121,6 +121,7 @@ impl Spec {
             namespace.path = None;
         }
         self.drop_labels();
+        self.drop_host_cpus();
         let json = serde_json::to_vec(&self).map_err(|source| SpecError::Parse {
             path: bundle.join("config.json"),
             source,
@@ -186,6 +187,18 @@ impl Spec {
             }
         }
         Ok(())
+    }
+
+    /// CPU and memory node numbers are the host's; the guest numbers its own.
+    fn drop_host_cpus(&mut self) {
+        let Some(cpu) = &mut self.linux.resources.cpu else {
+            return;
+        };
+        for field in ["cpus", "mems"] {
+            if cpu.rest.remove(field).is_some_and(|list| list != "") {
+                log::warn!("spec: linux.resources.cpu.{field} names the host's, it is ignored");
+            }
+        }
     }
 
     /// Labels of the host's security modules mean nothing in the guest, which has none.

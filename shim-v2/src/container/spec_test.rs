@@ -46,6 +46,17 @@ fn rewrite(value: &Value) -> Result<GuestSpec, String> {
 }
 
 #[test]
+fn cpu_numbers_of_the_host_do_not_reach_the_guest() {
+    let mut spec = base();
+    spec["linux"]["resources"] = json!({ "cpu": { "cpus": "4-7", "mems": "1", "shares": 512 } });
+    let guest: Value = serde_json::from_slice(&rewrite(&spec).unwrap().json).unwrap();
+    assert_eq!(
+        guest["linux"]["resources"],
+        json!({ "cpu": { "shares": 512 } })
+    );
+}
+
+#[test]
 fn paths_become_guest_paths_and_the_rest_is_untouched() {
     let guest = rewrite(&base()).unwrap();
     let json: Value = serde_json::from_slice(&guest.json).unwrap();

@@ -29,7 +29,9 @@ pub async fn kill(shim: Arc<Shim>, request: KillRequest) -> Result<Empty, Error>
         container_id: request.id,
         exec_id: request.exec_id,
         signal: request.signal,
-        all: request.all,
+        // Of an exec there is only one process, whatever the caller asks: containerd
+        // itself kills execs this way.
+        all: request.all && is_init,
         ..SignalProcessRequest::default()
     };
     match sandbox.agent.signal(&signal).await {

@@ -7,7 +7,7 @@ use containerd_shim_protos::api::{StartRequest, StartResponse};
 use containerd_shim_protos::events::task::{TaskExecStarted, TaskStart};
 
 use crate::container::Container;
-use crate::container::process::{Process, State, StateError};
+use crate::container::process::{Exit, KILLED, Process, State, StateError};
 use crate::container::stdio::Fifos;
 use crate::container::supervise::supervise;
 use crate::error::{Error, chain};
@@ -28,7 +28,12 @@ pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<StartRespon
         start_exec(&shim, &sandbox, &container, &process).await
     };
     if let Err(error) = started {
-        process.start_failed();
+        if request.exec_id.is_empty() {
+            process.start_failed();
+        } else {
+            // As with runc it has ended for those who wait, without an event: no start was told.
+            process.exited(Exit::now(KILLED));
+        }
         return Err(error);
     }
     process.started();

@@ -229,6 +229,14 @@ fn the_root_is_the_jail_and_later_mounts_arrive_in_it() {
             .map(|line| line.split(' ').nth(4).unwrap())
             .collect();
         assert_eq!(points, ["/", "/share", "/proc"], "{mounts}");
+        for line in mounts.lines() {
+            let options = line.split(' ').nth(5).unwrap();
+            assert!(options.starts_with("ro,"), "{line}");
+        }
+        // uid 0 could write these whatever its capabilities.
+        for name in ["sys", "sysrq-trigger"] {
+            assert!(!root.join("proc").join(name).exists(), "{name}");
+        }
 
         let late = jailed.scratch.path().join("share/late");
         fs::create_dir(&late).unwrap();

@@ -26,6 +26,9 @@ use crate::devices::virtio::Activation;
 /// Token of the wake-up for commands; queue `n` has token `n`.
 const WAKE: u64 = u64::MAX;
 
+/// Requests served before commands are looked at again: each may wait for storage.
+const BATCH: usize = 8;
+
 /// What the thread is told.
 pub enum Command {
     /// Serve these queues.
@@ -185,7 +188,7 @@ impl Worker {
         };
         if let Some(queue) = queues.get_mut(index) {
             queue.ack_kick();
-            queue.drain(|chain| Some(serve(&self.server, mem, chain)));
+            queue.serve(BATCH, |chain| serve(&self.server, mem, chain));
         }
     }
 }

@@ -282,6 +282,23 @@ impl QueuePump {
         self.notify();
     }
 
+    /// As [`drain`](Self::drain) for a device whose requests may block: each chain's answer
+    /// reaches the driver at once, and after `limit` chains the pump kicks itself.
+    pub fn serve(
+        &mut self,
+        limit: usize,
+        mut process: impl FnMut(DescriptorChain<GuestMemory>) -> u32,
+    ) {
+        for _ in 0..limit {
+            let Some(chain) = self.pop() else { return };
+            let head = chain.head_index();
+            let len = process(chain);
+            self.push_used(head, len);
+            self.notify();
+        }
+        self.kick_again();
+    }
+
     /// Makes [`kick`](Self::kick) readable, so that the queue's thread comes back to it.
     pub fn kick_again(&self) {
         eventfd::raise(&self.kick);

@@ -133,7 +133,7 @@ impl Muxer {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
                 Err(error) => {
-                    log::warn!("vsock: cannot accept a host connection: {error}");
+                    log::warn!(target: "guest", "vsock: cannot accept a host connection: {error}");
                     self.deadlines.set(LISTENER, ACCEPT_PAUSE);
                     return;
                 }
