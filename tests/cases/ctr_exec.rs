@@ -1,6 +1,6 @@
 //! `ctr task exec`: further processes in a running container.
 
-use husk_tests::{Container, Node, ctr};
+use husk_tests::{Container, Node, ctr, shim};
 
 fn sleeper() -> husk_tests::Task {
     Container::husk(&["sleep", "infinity"]).detach()
@@ -37,10 +37,9 @@ fn an_exec_shares_the_containers_namespaces_and_root() {
 fn killing_an_exec_leaves_its_container_running() {
     let _node = Node::enter();
     let task = sleeper();
-    let mut exec = task.start_exec_as("victim", &["sh", "-c", "echo ready; sleep 1000"]);
+    let mut exec = task.start_exec_as("victim", &["sh", "-c", "echo ready; exec sleep 1000"]);
     exec.wait_for("ready");
-    let kill = ["task", "kill", "--signal", "KILL", "--all"];
-    ctr(&[&kill[..], &["--exec-id", "victim", task.id()]].concat()).succeeded();
+    shim::kill_exec(task.id(), "victim");
     exec.finish().ended_with(137);
     assert_eq!(task.status(), "RUNNING");
     assert_eq!(task.exec(&["echo", "alive"]).succeeded().text(), "alive\n");

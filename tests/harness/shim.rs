@@ -1,20 +1,42 @@
-//! The shim called by hand, for bundles that containerd itself would never make.
+//! The shim called by hand: for bundles that containerd would never make, and for
+//! requests that `ctr` has no words for.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use containerd_shim_protos::api::{CreateTaskRequest, ShutdownRequest};
+use containerd_shim_protos::api::{CreateTaskRequest, KillRequest, ShutdownRequest};
 use containerd_shim_protos::ttrpc::{Code, Error, context};
 use containerd_shim_protos::{Client, TaskClient};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::process;
+use crate::{ctr, process};
 
 const SHIM: &str = "/usr/local/bin/containerd-shim-rust-v2";
 const ID: &str = "by-hand";
+
+/// Kills an exec as containerd's client library does it for its callers: with SIGKILL
+/// and `all`.
+///
+/// # Panics
+/// If the container's shim does not do it.
+#[track_caller]
+pub fn kill_exec(container: &str, exec_id: &str) {
+    let address = Path::new(ctr::BUNDLES).join(container).join("address");
+    let address = fs::read_to_string(address).expect("the bundle's address file");
+    let client = Client::connect(address.trim()).expect("the shim listens");
+    let request = KillRequest {
+        id: container.into(),
+        exec_id: exec_id.into(),
+        signal: 9,
+        all: true,
+        ..Default::default()
+    };
+    let killed = TaskClient::new(client).kill(deadline(), &request);
+    assert!(killed.is_ok(), "{killed:?}");
+}
 
 /// A bundle that tests spoil. Gone when dropped.
 pub struct Bundle(TempDir);
