@@ -401,7 +401,7 @@ async fn copy_out(mut stream: UnixStream, mut fifo: Output, progress: Arc<Progre
             Ok(0) => break,
             Ok(length) => length,
             Err(error) => {
-                log::debug!("output: {error}");
+                log::warn!("output is cut short: {error}");
                 break;
             }
         };
