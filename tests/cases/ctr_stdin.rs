@@ -60,7 +60,6 @@ fn eight_mebibytes_pass_both_ways() {
 }
 
 #[test]
-#[ignore = "known defect: the last 28 KiB were lost once in five runs; see Limits in README.md"]
 fn eight_mebibytes_of_output_are_complete_though_the_program_has_ended() {
     let _node = Node::enter();
     let output = Container::script("yes 0123456789abcde | head -c 8388608")

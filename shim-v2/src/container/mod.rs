@@ -1,6 +1,7 @@
 //! Containers of the sandbox: each an init process and any number of execs.
 
 pub mod oci;
+pub mod output_fifo;
 pub mod process;
 pub mod rootfs;
 pub mod spec;

@@ -12,9 +12,8 @@
 //! Output flows until the guest closes its stream. The exit of a process waits for
 //! that, but not for ever: a grandchild may keep the pipe open, a reader may sleep.
 
-use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,12 +29,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use super::output_fifo::OutputFifo;
 use crate::sandbox::vsock::Vsock;
 
 /// Bytes moved at a time.
 const BUFFER: usize = 32 * 1024;
-/// How long a fifo of the output may wait for its first reader.
-const READER_DEADLINE: Duration = Duration::from_secs(10);
 /// How long after a process's exit its silent but open output is waited for.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
 /// How long after a process's exit its flowing or blocked output is waited for.
@@ -88,7 +86,7 @@ pub enum StdioError {
 /// The open fifos of a process that is being made, and the tokens of their streams.
 pub struct Fifos {
     stdin: Input,
-    outputs: Vec<(&'static str, u64, Output)>,
+    outputs: Vec<(&'static str, u64, OutputFifo)>,
 }
 
 /// The running copies of one process.
@@ -206,7 +204,7 @@ impl Fifos {
                 _ => message.stderr = token,
             }
             if which != "stdin" {
-                let fifo = open_output(&path).await.map_err(failed)?;
+                let fifo = OutputFifo::open(&path).await.map_err(failed)?;
                 fifos.outputs.push((which, token, fifo));
             }
         }
@@ -326,51 +324,6 @@ fn open_input(path: &Path) -> io::Result<(pipe::Receiver, pipe::Sender)> {
     Ok((options.open_receiver(path)?, options.open_sender(path)?))
 }
 
-/// The writing end of a fifo with the reading end that keeps it from breaking.
-struct Output {
-    writer: pipe::Sender,
-    _keeper: pipe::Receiver,
-}
-
-/// Opens the writing end once somebody reads. Without waiting, a short-lived
-/// process's fifo could open and close before its client opened it, and the client
-/// would wait for ever.
-async fn open_output(path: &Path) -> io::Result<Output> {
-    let options = pipe::OpenOptions::new();
-    let writer = match options.open_sender(path) {
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => wait_for_reader(path).await?,
-        opened => opened?,
-    };
-    let keeper = options.open_receiver(path)?;
-    Ok(Output {
-        writer,
-        _keeper: keeper,
-    })
-}
-
-/// A blocking open on a thread of its own, ended by our own reader if none comes.
-async fn wait_for_reader(path: &Path) -> io::Result<pipe::Sender> {
-    let (blocking, own) = (path.to_owned(), path.to_owned());
-    let mut open = tokio::task::spawn_blocking(move || {
-        OpenOptions::new()
-            .write(true)
-            .custom_flags(libc::O_CLOEXEC)
-            .open(blocking)
-    });
-    let opened = match timeout(READER_DEADLINE, &mut open).await {
-        Ok(opened) => opened,
-        Err(_) => {
-            log::warn!(
-                "nobody reads {}, output will stall when the fifo is full",
-                own.display()
-            );
-            let _reader = pipe::OpenOptions::new().open_receiver(&own)?;
-            open.await
-        }
-    };
-    pipe::Sender::from_file(opened.map_err(io::Error::other)??)
-}
-
 /// Input: to the fifo's end, then a half-close, then until the guest has let go.
 async fn copy_in(mut fifo: pipe::Receiver, stream: UnixStream) {
     let (mut from_guest, mut to_guest) = stream.into_split();
@@ -394,7 +347,7 @@ async fn copy_in(mut fifo: pipe::Receiver, stream: UnixStream) {
 }
 
 /// Output: to the stream's end.
-async fn copy_out(mut stream: UnixStream, mut fifo: Output, progress: Arc<Progress>) {
+async fn copy_out(mut stream: UnixStream, mut fifo: OutputFifo, progress: Arc<Progress>) {
     let mut buffer = vec![0; BUFFER];
     loop {
         let length = match stream.read(&mut buffer).await {
@@ -406,7 +359,7 @@ async fn copy_out(mut stream: UnixStream, mut fifo: Output, progress: Arc<Progre
             }
         };
         progress.blocked.fetch_add(1, Ordering::Relaxed);
-        let written = fifo.writer.write_all(&buffer[..length]).await;
+        let written = fifo.write_all(&buffer[..length]).await;
         progress.blocked.fetch_sub(1, Ordering::Relaxed);
         if let Err(error) = written {
             log::warn!("output is lost: {error}");
@@ -416,7 +369,11 @@ async fn copy_out(mut stream: UnixStream, mut fifo: Output, progress: Arc<Progre
         progress.bytes.fetch_add(length as u64, Ordering::Relaxed);
     }
     // The reader sees the end before anybody is told that it came.
-    drop(fifo);
+    progress.blocked.fetch_add(1, Ordering::Relaxed);
+    if let Err(error) = fifo.close().await {
+        log::warn!("output may not have been read to its end: {error}");
+    }
+    progress.blocked.fetch_sub(1, Ordering::Relaxed);
     progress.open.send_modify(|open| *open -= 1);
 }
 

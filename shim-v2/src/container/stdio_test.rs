@@ -3,7 +3,7 @@
 use super::*;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 
 /// A fifo with a name of its own, removed at the end.
 struct Fifo(PathBuf);
@@ -30,7 +30,7 @@ async fn output(fifo: &Fifo) -> (UnixStream, Streams) {
     let (guest, stream) = UnixStream::pair().unwrap();
     let progress = Arc::<Progress>::default();
     progress.open.send_replace(1);
-    let fifo = open_output(&fifo.0).await.unwrap();
+    let fifo = OutputFifo::open(&fifo.0).await.unwrap();
     let task = Task(tokio::spawn(copy_out(stream, fifo, progress.clone())));
     let streams = Streams {
         outputs: vec![task],
@@ -70,6 +70,35 @@ async fn a_reader_may_come_late_and_may_come_back() {
     reader.read_exact(&mut received).await.unwrap();
     assert_eq!(&received, b"while nobody reads");
     assert!(streams.drained().await);
+}
+
+#[tokio::test]
+async fn output_is_delivered_when_the_last_byte_was_read() {
+    let fifo = Fifo::new("unread");
+    let mut reader = fifo.reader();
+    let (mut guest, streams) = output(&fifo).await;
+    guest.write_all(b"last words").await.unwrap();
+    drop(guest);
+    let pending = timeout(Duration::from_millis(300), streams.drained()).await;
+    assert!(pending.is_err(), "the reader has not read yet");
+    let mut received = [0; 10];
+    reader.read_exact(&mut received).await.unwrap();
+    assert!(streams.drained().await);
+}
+
+#[tokio::test]
+async fn output_nobody_will_read_is_not_waited_for() {
+    let fifo = Fifo::new("unwanted");
+    let reader = fifo.reader();
+    let (mut guest, streams) = output(&fifo).await;
+    guest.write_all(b"last words").await.unwrap();
+    drop(guest);
+    let pending = timeout(Duration::from_millis(50), streams.drained()).await;
+    assert!(pending.is_err(), "there is a reader still");
+    drop(reader);
+    let begin = Instant::now();
+    assert!(streams.drained().await);
+    assert!(begin.elapsed() < IDLE_LIMIT);
 }
 
 #[tokio::test(start_paused = true)]
