@@ -74,6 +74,7 @@ fn the_vmm_keeps_only_the_capabilities_that_files_need() {
             assert_eq!(held & !allowed, 0, "{set} {held:x} of {}", field("Name:"));
         }
         assert_eq!(field("NoNewPrivs:"), "1", "{}", field("Name:"));
+        assert_eq!(field("Seccomp:"), "2", "{}", field("Name:"));
     }
     task.destroy();
 }

@@ -9,7 +9,9 @@
 //! 2. makes the jail directory the root and lets go of the old one. Left of the file
 //!    system are the exported tree, the vsock sockets and a `/proc` of the new pid
 //!    namespace, which shows this process alone;
-//! 3. gives up every capability but [`KEPT`], for this thread and for what it could gain
+//! 3. forbids `open_by_handle_at`, to which CAP_DAC_READ_SEARCH would open every file of
+//!    a file system of which a single directory is exported;
+//! 4. gives up every capability but [`KEPT`], for this thread and for what it could gain
 //!    by exec, and forbids gaining any (`no_new_privs`).
 //!
 //! Capabilities belong to threads. Those of [`KEPT`] are the file system's: it acts for
@@ -26,6 +28,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, pivot_root};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use thiserror::Error;
 
 /// What the file system thread needs to act as the guest's root over the exported tree.
@@ -42,6 +45,9 @@ pub const KEPT: [Cap; 8] = [
 
 /// Each inode the guest knows is an open descriptor here.
 const MAX_OPEN_FILES: u64 = 1 << 20;
+
+/// Marks the numbers of the x32 system calls, by which a kernel that has them is entered too.
+const X32_SYSCALL_BIT: libc::c_long = 0x4000_0000;
 
 /// Why the jail could not be entered.
 #[derive(Debug, Error)]
@@ -60,6 +66,9 @@ pub enum JailError {
     /// Capabilities could not be given up.
     #[error("cannot give up capabilities")]
     Capabilities(#[source] capctl::Error),
+    /// The system call filter could not be installed.
+    #[error("cannot install the system call filter")]
+    Filter(#[source] seccompiler::Error),
 }
 
 /// Enters the jail at `dir`. Everything still needed from outside must be open already.
@@ -67,7 +76,8 @@ pub fn enter(dir: &Path) -> Result<(), JailError> {
     change_root(dir)?;
     umask(Mode::empty());
     raise_open_files();
-    limit_capabilities()
+    limit_capabilities()?;
+    forbid_file_handles()
 }
 
 fn change_root(dir: &Path) -> Result<(), JailError> {
@@ -145,6 +155,23 @@ fn limit_capabilities() -> Result<(), JailError> {
     set_capabilities(kept)
 }
 
+/// For the calling thread and those it will spawn.
+fn forbid_file_handles() -> Result<(), JailError> {
+    let number = libc::SYS_open_by_handle_at;
+    let rules = [number, number | X32_SYSCALL_BIT].map(|number| (number, Vec::new()));
+    let refused = SeccompAction::Errno(libc::EPERM as u32);
+    SeccompFilter::new(
+        rules.into(),
+        SeccompAction::Allow,
+        refused,
+        TargetArch::x86_64,
+    )
+    .and_then(BpfProgram::try_from)
+    .map_err(seccompiler::Error::from)
+    .and_then(|program| seccompiler::apply_filter(&program))
+    .map_err(JailError::Filter)
+}
+
 /// Gives up the rest, for the calling thread and those it will spawn.
 pub fn drop_all_capabilities() -> Result<(), JailError> {
     set_capabilities(CapSet::empty())
@@ -157,4 +184,32 @@ fn set_capabilities(set: CapSet) -> Result<(), JailError> {
         inheritable: CapSet::empty(),
     };
     state.set_current().map_err(JailError::Capabilities)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    #[test]
+    fn file_handles_open_nothing() {
+        let in_a_thread = std::thread::spawn(|| {
+            capctl::prctl::set_no_new_privs().unwrap();
+            forbid_file_handles().unwrap();
+            let dir = std::fs::File::open("/").unwrap();
+            // SAFETY: the filter answers before the kernel looks at the handle.
+            let result = unsafe {
+                libc::syscall(
+                    libc::SYS_open_by_handle_at,
+                    dir.as_raw_fd(),
+                    std::ptr::null::<u8>(),
+                    libc::O_RDONLY,
+                )
+            };
+            (result, Errno::last())
+        });
+        // Without the filter a null handle is EFAULT, whoever asks.
+        assert_eq!(in_a_thread.join().unwrap(), (-1, Errno::EPERM));
+    }
 }

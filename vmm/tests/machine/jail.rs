@@ -191,6 +191,8 @@ fn only_the_file_systems_thread_keeps_capabilities() {
         let caps = |set: &str| u64::from_str_radix(&status[set], 16).unwrap();
         let name = &status["Name"];
         assert_eq!(status["NoNewPrivs"], "1", "{name}");
+        // A filter, which forbids to open files by handle.
+        assert_eq!(status["Seccomp"], "2", "{name}");
         assert_eq!(caps("CapBnd"), KEPT, "{name}");
         assert_eq!(caps("CapInh"), 0, "{name}");
         assert_eq!(caps("CapAmb"), 0, "{name}");

@@ -22,6 +22,7 @@ use super::request::serve;
 use super::tree::{ShareError, Tree};
 use crate::config::Export;
 use crate::devices::virtio::Activation;
+use crate::devices::virtio::pump::QueuePump;
 
 /// Token of the wake-up for commands; queue `n` has token `n`.
 const WAKE: u64 = u64::MAX;
@@ -150,13 +151,16 @@ impl Worker {
         }
     }
 
-    fn activate(&mut self, activation: Activation) -> io::Result<()> {
-        for (index, queue) in activation.queues.iter().enumerate() {
-            self.epoll.ctl(
-                ControlOperation::Add,
-                queue.kick().as_raw_fd(),
-                EpollEvent::new(EventSet::IN, index as u64),
-            )?;
+    fn activate(&mut self, mut activation: Activation) -> io::Result<()> {
+        for index in 0..activation.queues.len() {
+            let kick = activation.queues[index].kick().as_raw_fd();
+            let event = EpollEvent::new(EventSet::IN, index as u64);
+            if let Err(error) = self.epoll.ctl(ControlOperation::Add, kick, event) {
+                self.unwatch(&activation.queues[..index]);
+                // The driver learns that the device needs a reset.
+                activation.queues.iter_mut().for_each(QueuePump::fail);
+                return Err(error);
+            }
         }
         let queues = activation.queues.len();
         self.active = Some(activation);
@@ -169,17 +173,19 @@ impl Worker {
         let Some(activation) = mem::take(&mut self.active) else {
             return;
         };
-        for queue in &activation.queues {
-            let fd = queue.kick().as_raw_fd();
-            if let Err(error) = self
-                .epoll
-                .ctl(ControlOperation::Delete, fd, EpollEvent::default())
-            {
+        self.unwatch(&activation.queues);
+        // A driver that comes back starts with INIT and knows no inode.
+        self.tree.destroy();
+    }
+
+    fn unwatch(&self, queues: &[QueuePump]) {
+        for queue in queues {
+            let kick = queue.kick().as_raw_fd();
+            let none = EpollEvent::default();
+            if let Err(error) = self.epoll.ctl(ControlOperation::Delete, kick, none) {
                 log::error!("virtio-fs: cannot let go of a queue: {error}");
             }
         }
-        // A driver that comes back starts with INIT and knows no inode.
-        self.tree.destroy();
     }
 
     fn serve_queue(&mut self, index: usize) {
