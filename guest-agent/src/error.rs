@@ -122,25 +122,14 @@ impl Error {
             Self::Setup(error) => match error.blame {
                 Blame::Request => Code::INVALID_ARGUMENT,
                 Blame::Guest => Code::INTERNAL,
+                Blame::Ended => Code::FAILED_PRECONDITION,
             },
-            Self::Cgroup(CgroupError::Value { errno, .. }) if is_wrong_value(*errno) => {
-                Code::INVALID_ARGUMENT
-            }
-            Self::Cgroup(CgroupError::StillPopulated { .. }) | Self::Deadline { .. } => {
-                Code::DEADLINE_EXCEEDED
-            }
+            Self::Cgroup(error) if error.is_wrong_value() => Code::INVALID_ARGUMENT,
+            Self::Cgroup(CgroupError::StillPopulated { .. } | CgroupError::NotFrozen { .. })
+            | Self::Deadline { .. } => Code::DEADLINE_EXCEEDED,
             Self::Cgroup(_) | Self::DiedInSetup { .. } | Self::System { .. } => Code::INTERNAL,
         }
     }
-}
-
-/// Whether a cgroup file was refused for what was to be written, or for not existing:
-/// both mean a request this guest cannot fulfil.
-fn is_wrong_value(errno: Errno) -> bool {
-    matches!(
-        errno,
-        Errno::EINVAL | Errno::ERANGE | Errno::ENODEV | Errno::EOPNOTSUPP | Errno::ENOENT
-    )
 }
 
 impl From<Error> for ttrpc::Error {
@@ -161,6 +150,7 @@ mod tests {
             text: "x".into(),
         };
         let value = |errno| CgroupError::Value {
+            field: "linux.resources.memory.limit".into(),
             file: "f".into(),
             value: "v".into(),
             errno,
@@ -191,6 +181,7 @@ mod tests {
             ),
             (setup(Blame::Request).into(), Code::INVALID_ARGUMENT),
             (setup(Blame::Guest).into(), Code::INTERNAL),
+            (setup(Blame::Ended).into(), Code::FAILED_PRECONDITION),
             (value(Errno::EINVAL).into(), Code::INVALID_ARGUMENT),
             (value(Errno::EIO).into(), Code::INTERNAL),
             (

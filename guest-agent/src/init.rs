@@ -73,6 +73,7 @@ pub fn set_up() -> Result<(), InitError> {
     cgroup::set_up()?;
     protect_agent()?;
     raise_limits()?;
+    allow_overcommit()?;
     loopback_up()?;
     mount_share()
 }
@@ -168,6 +169,15 @@ fn raise_limits() -> Result<(), InitError> {
     system(
         "raising RLIMIT_NPROC",
         setrlimit(Resource::RLIMIT_NPROC, RLIM_INFINITY, RLIM_INFINITY),
+    )
+}
+
+/// A program may reserve more memory than the small machine has, as it may on a large
+/// host: what it touches is limited by its cgroup, not what it asks for.
+fn allow_overcommit() -> Result<(), InitError> {
+    file(
+        "allowing overcommit",
+        fs::write("/proc/sys/vm/overcommit_memory", "1"),
     )
 }
 

@@ -8,9 +8,11 @@ use std::sync::Arc;
 
 use agent_protocol::agent::{
     CloseStdinRequest, CreateContainerRequest, CreateContainerResponse, DeleteProcessRequest,
-    Empty, ExecProcessRequest, ExecProcessResponse, ListPidsRequest, ListPidsResponse, PingRequest,
-    PingResponse, ResizePtyRequest, SignalProcessRequest, StartContainerRequest,
-    WaitProcessRequest, WaitProcessResponse,
+    Empty, ExecProcessRequest, ExecProcessResponse, ListPidsRequest, ListPidsResponse,
+    PauseContainerRequest, PingRequest, PingResponse, ReadCgroupRequest, ReadCgroupResponse,
+    ResizePtyRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
+    UpdateContainerRequest, WaitOomRequest, WaitOomResponse, WaitProcessRequest,
+    WaitProcessResponse,
 };
 use agent_protocol::agent_ttrpc::Agent;
 use async_trait::async_trait;
@@ -47,8 +49,7 @@ impl Service {
     ) -> Result<CreateContainerResponse, Error> {
         let id = request.container_id.as_str();
         let reservation = self.containers.reserve(id)?;
-        let stdio = request.stdio.unwrap_or_default();
-        let container = create_container(&self.workshop, id, &request.spec_json, &stdio).await?;
+        let container = create_container(&self.workshop, &request).await?;
         let pid = container.process("")?.pid();
         reservation.fill(container);
         Ok(CreateContainerResponse {
@@ -59,6 +60,7 @@ impl Service {
 
     async fn exec(self, request: ExecProcessRequest) -> Result<ExecProcessResponse, Error> {
         let container = self.containers.get(&request.container_id)?;
+        container.require_unpaused()?;
         let reservation = container.reserve_exec(&request.exec_id)?;
         let stdio = request.stdio.unwrap_or_default();
         let process =
@@ -103,14 +105,36 @@ impl Service {
     }
 
     async fn wait(&self, request: &WaitProcessRequest) -> Result<WaitProcessResponse, Error> {
-        let process = self
-            .containers
-            .get(&request.container_id)?
-            .process(&request.exec_id)?;
+        let container = self.containers.get(&request.container_id)?;
+        let process = container.process(&request.exec_id)?;
         let exit = process.wait().await.ok_or(Error::Finished)?;
         Ok(WaitProcessResponse {
             exit_status: exit.status,
             exited_at_ns: exit.at_ns,
+            // Asked for after the exit, so the kill that caused it is in it.
+            oom_kills: container.cgroup().oom_kills(),
+            ..Default::default()
+        })
+    }
+
+    async fn wait_for_oom(&self, request: &WaitOomRequest) -> Result<WaitOomResponse, Error> {
+        let container = self.containers.get(&request.container_id)?;
+        match container.cgroup().wait_oom(request.seen).await? {
+            Some(kills) => Ok(WaitOomResponse {
+                kills,
+                ..Default::default()
+            }),
+            None => Err(Error::NotFound {
+                kind: "container",
+                id: request.container_id.clone(),
+            }),
+        }
+    }
+
+    fn statistics(&self, request: &ReadCgroupRequest) -> Result<ReadCgroupResponse, Error> {
+        let container = self.containers.get(&request.container_id)?;
+        Ok(ReadCgroupResponse {
+            files: container.cgroup().statistics()?,
             ..Default::default()
         })
     }
@@ -148,6 +172,7 @@ impl Agent for Service {
         request: StartContainerRequest,
     ) -> ttrpc::Result<Empty> {
         let container = self.containers.get(&request.container_id)?;
+        container.require_unpaused()?;
         joined(tokio::spawn(async move { container.start().await }).await)?;
         Ok(Empty::default())
     }
@@ -210,6 +235,53 @@ impl Agent for Service {
             .process(&request.exec_id)?;
         process.io().close_stdin().await;
         Ok(Empty::default())
+    }
+
+    async fn pause_container(
+        &self,
+        _: &TtrpcContext,
+        request: PauseContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let container = self.containers.get(&request.container_id)?;
+        joined(tokio::spawn(async move { container.pause().await }).await)?;
+        Ok(Empty::default())
+    }
+
+    async fn resume_container(
+        &self,
+        _: &TtrpcContext,
+        request: ResumeContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let container = self.containers.get(&request.container_id)?;
+        joined(tokio::spawn(async move { container.resume().await }).await)?;
+        Ok(Empty::default())
+    }
+
+    async fn update_container(
+        &self,
+        _: &TtrpcContext,
+        request: UpdateContainerRequest,
+    ) -> ttrpc::Result<Empty> {
+        let container = self.containers.get(&request.container_id)?;
+        let update = async move { container.update(&request.resources_json).await };
+        joined(tokio::spawn(update).await)?;
+        Ok(Empty::default())
+    }
+
+    async fn read_cgroup(
+        &self,
+        _: &TtrpcContext,
+        request: ReadCgroupRequest,
+    ) -> ttrpc::Result<ReadCgroupResponse> {
+        Ok(self.statistics(&request)?)
+    }
+
+    async fn wait_oom(
+        &self,
+        _: &TtrpcContext,
+        request: WaitOomRequest,
+    ) -> ttrpc::Result<WaitOomResponse> {
+        Ok(self.wait_for_oom(&request).await?)
     }
 
     async fn list_pids(

@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::container::seccomp::Instruction;
+
 /// `CLONE_INTO_CGROUP` of linux/sched.h; wider than the `c_int` that libc declares.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
@@ -220,6 +222,81 @@ pub fn set_mount_attributes(path: &Path, set: u64, clear: u64, recursive: bool) 
     Errno::result(result).map(drop)
 }
 
+/// Adds a seccomp filter to the calling thread (seccomp(2)).
+///
+/// # Errors
+/// `EACCES` without `CAP_SYS_ADMIN` and `no_new_privs`, `EINVAL` for a program the
+/// kernel does not accept.
+pub fn set_seccomp_filter(program: &[Instruction], flags: u64) -> nix::Result<()> {
+    let program = libc::sock_fprog {
+        len: u16::try_from(program.len()).map_err(|_| Errno::EINVAL)?,
+        filter: program.as_ptr().cast_mut().cast(),
+    };
+    // SAFETY: `Instruction` has the layout of `sock_filter`, `len` is the number of them,
+    // and the kernel only reads them, during the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            flags,
+            &raw const program,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// What sched_setattr(2) takes.
+#[derive(Clone, Copy, Debug)]
+pub struct SchedulerAttributes {
+    /// Number of the policy.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// Of the time-sharing policies.
+    pub nice: i32,
+    /// Of the real-time policies.
+    pub priority: u32,
+    /// Nanoseconds, of the deadline policy.
+    pub runtime: u64,
+    /// Nanoseconds, of the deadline policy.
+    pub deadline: u64,
+    /// Nanoseconds, of the deadline policy.
+    pub period: u64,
+}
+
+/// Sets how the calling thread is scheduled.
+pub fn set_scheduler(attributes: &SchedulerAttributes) -> nix::Result<()> {
+    let attr = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: attributes.policy,
+        sched_flags: attributes.flags,
+        sched_nice: attributes.nice,
+        sched_priority: attributes.priority,
+        sched_runtime: attributes.runtime,
+        sched_deadline: attributes.deadline,
+        sched_period: attributes.period,
+    };
+    // SAFETY: `attr` outlives the call and tells its own size; 0 is the calling thread.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
+    Errno::result(result).map(drop)
+}
+
+/// Sets the I/O priority of the calling thread: class and level (ioprio_set(2)).
+pub fn set_io_priority(priority: u32) -> nix::Result<()> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: ioprio_set takes three integers; 0 is the calling thread.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, priority) };
+    Errno::result(result).map(drop)
+}
+
+/// A descriptor for the process `pid`, readable once that has ended (pidfd_open(2)).
+pub fn open_pidfd(pid: u32) -> nix::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: the call returned a new descriptor, which nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// Sets the NIS domain name of the caller's UTS namespace.
 pub fn set_domain_name(name: &str) -> nix::Result<()> {
     // SAFETY: pointer and length describe the string.
@@ -287,6 +364,72 @@ pub fn write_port(port: u16, value: u8) -> nix::Result<()> {
 fn permit_port(port: u16, permit: bool) -> nix::Result<()> {
     // SAFETY: ioperm(2) only changes which ports the calling thread may use.
     Errno::result(unsafe { libc::ioperm(port.into(), 1, permit.into()) }).map(drop)
+}
+
+/// Lets the BPF program `instructions`, of type `BPF_PROG_TYPE_CGROUP_DEVICE`, decide on
+/// every use of a device in `cgroup` and below (bpf(2)). It lives as long as the cgroup.
+///
+/// # Errors
+/// `EINVAL` or `EACCES` for a program the kernel's verifier does not accept.
+pub fn attach_device_filter(cgroup: BorrowedFd, instructions: &[u64]) -> nix::Result<()> {
+    /// `union bpf_attr` for `BPF_PROG_LOAD`, as far as it is used.
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+    }
+    /// `union bpf_attr` for `BPF_PROG_ATTACH`, as far as it is used.
+    #[repr(C)]
+    struct Attach {
+        target_fd: u32,
+        attach_bpf_fd: u32,
+        attach_type: u32,
+        attach_flags: u32,
+    }
+    const BPF_PROG_LOAD: i32 = 5;
+    const BPF_PROG_ATTACH: i32 = 8;
+    const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+    const BPF_CGROUP_DEVICE: u32 = 6;
+    // A container may restrict cgroups of its own further.
+    const BPF_F_ALLOW_MULTI: u32 = 2;
+
+    let load = Load {
+        prog_type: BPF_PROG_TYPE_CGROUP_DEVICE,
+        insn_cnt: u32::try_from(instructions.len()).map_err(|_| Errno::E2BIG)?,
+        insns: instructions.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+    };
+    // SAFETY: `load` is the beginning of a bpf_attr, of which the kernel takes the rest as
+    // zero; its size and its pointers are right and outlive the call.
+    let program = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            &raw const load,
+            size_of_val(&load),
+        )
+    };
+    let program = Errno::result(program)? as RawFd;
+    // SAFETY: the call returned a new descriptor, which nobody else owns.
+    let program = unsafe { OwnedFd::from_raw_fd(program) };
+    let attach = Attach {
+        target_fd: cgroup.as_raw_fd() as u32,
+        attach_bpf_fd: program.as_raw_fd() as u32,
+        attach_type: BPF_CGROUP_DEVICE,
+        attach_flags: BPF_F_ALLOW_MULTI,
+    };
+    // SAFETY: as above; both descriptors are open.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            &raw const attach,
+            size_of_val(&attach),
+        )
+    };
+    Errno::result(result).map(drop)
 }
 
 /// The text of `errno` as container users know it from Go programs: lower case, no number.

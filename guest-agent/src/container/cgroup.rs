@@ -9,18 +9,18 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::uio::pread;
 use nix::unistd::Pid;
 use thiserror::Error;
-use tokio::io::Interest;
 use tokio::time::timeout;
 
-use super::resources::Setting;
+use super::event_file::{EventFile, number};
+use super::oom::OomWatch;
+use super::resources::{Limits, Setting};
 use crate::sys;
 
 /// Where the agent mounts the hierarchy.
@@ -43,14 +43,32 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// The kernel refused a limit.
-    #[error("cgroup: {file} cannot be set to {value:?}: {}", sys::errno_text(*errno))]
+    #[error("{field}: {file} cannot be set to {value:?}: {}", sys::errno_text(*errno))]
     Value {
+        /// Dotted path of the field in the OCI spec.
+        field: String,
         /// The file in the container's cgroup.
         file: String,
         /// What was asked for.
         value: String,
         /// Why not.
         errno: Errno,
+    },
+    /// The kernel refused the device rules.
+    #[error("linux.resources.devices: the rules cannot be applied: {}", sys::errno_text(*errno))]
+    Devices {
+        /// Why not.
+        errno: Errno,
+    },
+    /// Not every process stood still, or ran again, in time.
+    #[error("cgroup: not every process in {path:?} came to {wanted} within {limit:?}")]
+    NotFrozen {
+        /// The cgroup.
+        path: PathBuf,
+        /// What was asked for.
+        wanted: &'static str,
+        /// The limit.
+        limit: Duration,
     },
     /// Killed processes did not end in time, for example because they wait for a
     /// file of the host; the call may be repeated.
@@ -63,11 +81,34 @@ pub enum CgroupError {
     },
 }
 
+impl CgroupError {
+    /// Whether the request is to blame: the kernel refused what was to be written, or
+    /// does not have the file to write it to.
+    pub fn is_wrong_value(&self) -> bool {
+        let Self::Value { errno, .. } = self else {
+            return false;
+        };
+        matches!(
+            errno,
+            Errno::EINVAL | Errno::ERANGE | Errno::ENODEV | Errno::EOPNOTSUPP | Errno::ENOENT
+        )
+    }
+
+    /// Whether there is no such file, or none any more.
+    pub fn is_gone(&self) -> bool {
+        let Self::Io { source, .. } = self else {
+            return false;
+        };
+        matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
+    }
+}
+
 /// The cgroup of one container.
 #[derive(Debug)]
 pub struct Cgroup {
     path: PathBuf,
     dir: File,
+    pub(super) oom: OomWatch,
 }
 
 /// Lays out the hierarchy.
@@ -92,16 +133,19 @@ fn delegate(dir: &Path) -> Result<(), CgroupError> {
 impl Cgroup {
     /// Makes the cgroup of the container `name` and applies its limits. One that is
     /// there already belongs to an earlier attempt whose processes would not end then.
-    pub async fn create(name: &str, settings: &[Setting]) -> Result<Self, CgroupError> {
+    pub async fn create(name: &str, limits: &Limits) -> Result<Self, CgroupError> {
         let path = Path::new(ROOT).join(CONTAINERS).join(name);
         if path.exists() {
             Self::at(path.clone())?.destroy().await?;
         }
         create_dir(&path)?;
         let cgroup = Self::at(path.clone()).and_then(|cgroup| {
-            settings
+            limits
+                .settings
                 .iter()
                 .try_for_each(|setting| cgroup.apply(setting))?;
+            sys::attach_device_filter(cgroup.as_fd(), limits.devices.instructions())
+                .map_err(|errno| CgroupError::Devices { errno })?;
             Ok(cgroup)
         });
         if cgroup.is_err() {
@@ -113,7 +157,21 @@ impl Cgroup {
 
     fn at(path: PathBuf) -> Result<Self, CgroupError> {
         let dir = open(&path)?;
-        Ok(Self { path, dir })
+        let oom = OomWatch::default();
+        Ok(Self { path, dir, oom })
+    }
+
+    /// The path of its file `name`.
+    pub(super) fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    pub(super) fn read(&self, name: &str) -> Result<String, CgroupError> {
+        read(&self.file(name))
+    }
+
+    pub(super) fn write(&self, name: &str, value: &str) -> Result<(), CgroupError> {
+        write(&self.file(name), value)
     }
 
     /// The cgroup above those of all containers.
@@ -122,19 +180,39 @@ impl Cgroup {
     }
 
     fn apply(&self, setting: &Setting) -> Result<(), CgroupError> {
-        match write(&self.path.join(&setting.file), &setting.value) {
+        match self.write(&setting.file, &setting.value) {
             Err(CgroupError::Io { source, .. })
                 if setting.may_be_absent && source.kind() == io::ErrorKind::NotFound =>
             {
                 Ok(())
             }
             Err(CgroupError::Io { source, .. }) => Err(CgroupError::Value {
+                field: setting.field.clone(),
                 file: setting.file.clone(),
                 value: setting.value.clone(),
                 errno: Errno::from_raw(source.raw_os_error().unwrap_or(libc::EIO)),
             }),
             other => other,
         }
+    }
+
+    /// Applies all settings, or in the end none.
+    pub fn apply_or_restore(&self, settings: &[Setting]) -> Result<(), CgroupError> {
+        let mut before: Vec<(&str, String)> = Vec::new();
+        for setting in settings {
+            let old = self.read(&setting.file);
+            if let Err(error) = self.apply(setting) {
+                for (file, old) in before.iter().rev() {
+                    // What was in force a moment ago is accepted again.
+                    self.write(file, old).ok();
+                }
+                return Err(error);
+            }
+            if let Ok(old) = old {
+                before.push((&setting.file, old));
+            }
+        }
+        Ok(())
     }
 
     /// Kills every process in it, and in the cgroups the container made below.
@@ -164,12 +242,11 @@ impl Cgroup {
                         .filter_map(|line| line.parse().ok())
                         .map(Pid::from_raw),
                 ),
-                // Gone since it was listed, or threaded: its processes are in its parent.
+                // Gone since it was listed.
+                Err(error) if error.is_gone() => {}
+                // Threaded: its processes are in its parent.
                 Err(CgroupError::Io { source, .. })
-                    if matches!(
-                        source.raw_os_error(),
-                        Some(libc::ENOENT | libc::ENODEV | libc::EOPNOTSUPP)
-                    ) => {}
+                    if source.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -178,25 +255,10 @@ impl Cgroup {
 
     /// Waits until no process is left in it.
     pub async fn wait_empty(&self) -> Result<(), CgroupError> {
-        let path = self.path.join("cgroup.events");
-        let failed = |source| CgroupError::Io {
-            action: "watching",
-            path: path.clone(),
-            source,
-        };
-        let events = File::open(&path).map_err(failed)?;
-        // The file reports changes as priority events (Documentation/admin-guide/cgroup-v2.rst).
-        let events = sys::watch_fd(events.into(), Interest::PRIORITY).map_err(failed)?;
-        let empty = async {
-            loop {
-                if is_empty(events.get_ref())? {
-                    return Ok(());
-                }
-                events.ready(Interest::PRIORITY).await?.clear_ready();
-            }
-        };
-        match timeout(EMPTY_DEADLINE, empty).await {
-            Ok(result) => result.map_err(failed),
+        let events = EventFile::open(self.file("cgroup.events"))?;
+        let empty = |text: &str| number(text, "populated").filter(|populated| *populated == 0);
+        match timeout(EMPTY_DEADLINE, events.wait_for(empty)).await {
+            Ok(result) => result.map(drop),
             Err(_) => Err(CgroupError::StillPopulated {
                 path: self.path.clone(),
             }),
@@ -210,6 +272,8 @@ impl Cgroup {
         }
         self.kill()?;
         self.wait_empty().await?;
+        // From now on the last count is what there is.
+        self.oom_kills();
         for dir in self.tree()?.into_iter().rev() {
             fs::remove_dir(&dir).map_err(|source| CgroupError::Io {
                 action: "removing",
@@ -217,6 +281,7 @@ impl Cgroup {
                 source,
             })?;
         }
+        self.oom.close();
         Ok(())
     }
 
@@ -256,16 +321,6 @@ pub fn of_process(pid: Pid) -> Result<File, CgroupError> {
         .find_map(|line| line.strip_prefix("0::/"))
         .unwrap_or_default();
     open(&Path::new(ROOT).join(path))
-}
-
-fn is_empty(events: &OwnedFd) -> io::Result<bool> {
-    // Two short lines.
-    let mut text = [0; 128];
-    let length = pread(events, &mut text, 0)?;
-    let text = text.get(..length).unwrap_or_default();
-    Ok(text
-        .split(|byte| *byte == b'\n')
-        .any(|line| line == b"populated 0"))
 }
 
 fn create_dir(path: &Path) -> Result<(), CgroupError> {

@@ -15,6 +15,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recv,
     recvmsg, send, sendmsg, socketpair,
 };
+use nix::unistd::write;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
@@ -28,6 +29,7 @@ const TERMINAL: u8 = b'T';
 const READY: u8 = b'R';
 const FAILED_REQUEST: u8 = b'Q';
 const FAILED_GUEST: u8 = b'G';
+const FAILED_ENDED: u8 = b'E';
 const RELEASE: u8 = b'S';
 
 /// What a child reports.
@@ -113,6 +115,7 @@ fn receive_now(socket: BorrowedFd) -> nix::Result<FromChild> {
         (Some(&READY), None) => FromChild::Ready,
         (Some(&FAILED_REQUEST), None) => failed(Blame::Request),
         (Some(&FAILED_GUEST), None) => failed(Blame::Guest),
+        (Some(&FAILED_ENDED), None) => failed(Blame::Ended),
         _ => FromChild::Closed,
     })
 }
@@ -153,6 +156,7 @@ impl ChildLine {
         let tag = match error.blame {
             Blame::Request => FAILED_REQUEST,
             Blame::Guest => FAILED_GUEST,
+            Blame::Ended => FAILED_ENDED,
         };
         self.send(tag, &error.text)
     }
@@ -161,7 +165,9 @@ impl ChildLine {
         let mut message = vec![tag];
         message.extend_from_slice(text.as_bytes());
         message.truncate(MAX_MESSAGE);
-        send(self.socket.as_raw_fd(), &message, MsgFlags::MSG_NOSIGNAL)?;
+        // Not send(2), which the seccomp filter may hold back by now. Should the agent be
+        // gone, the signal of a broken pipe ends the child no worse than it would itself.
+        write(&self.socket, &message)?;
         Ok(())
     }
 }

@@ -24,11 +24,12 @@ use nix::sys::stat::{Mode, makedev, umask};
 use nix::unistd::{chdir, execve, sethostname, setsid};
 
 use super::channel::ChildLine;
+use super::hooks::{Hooks, ReadyHooks};
 use super::mounts::{self, set_propagation, set_read_only};
-use super::namespaces::Namespaces;
+use super::namespaces::{Joined, Namespaces};
 use super::plan::{ContainerPlan, ProcessPlan};
 use super::program::{home_in_passwd, look_up, variable};
-use super::setup_error::{Context, SetupError};
+use super::setup_error::{Blame, Context, SetupError};
 use super::terminal;
 use crate::{stdio, sys};
 
@@ -46,32 +47,49 @@ pub enum ChildStdio {
     Pipes([Option<OwnedFd>; 3]),
 }
 
-/// The program, ready to be executed.
-struct Program {
+/// A process with all but its program.
+struct Ready<'a> {
+    plan: &'a ProcessPlan,
     path: CString,
-    args: Vec<CString>,
-    env: Vec<CString>,
+    env: Vec<String>,
+    hooks: Option<ReadyHooks<'a>>,
 }
 
 /// Becomes the init of a container.
-pub fn run_init(plan: &ContainerPlan, line: &ChildLine, stdio: &ChildStdio) -> ! {
-    let result = set_up_init(plan, line, stdio).and_then(|program| hand_over(&program, line));
-    give_up(line, result)
+pub fn run_init(
+    plan: &ContainerPlan,
+    hooks: &Hooks,
+    joined: &Joined,
+    line: &ChildLine,
+    stdio: &ChildStdio,
+) -> ! {
+    let result = set_up_init(plan, hooks, joined, line, stdio);
+    give_up(line, result.and_then(|ready| hand_over(ready, line)))
 }
 
 /// Becomes a further process of the container whose init is behind `init`. The
 /// parent has entered the container's pid namespace and cgroup for us.
 pub fn run_exec(plan: &ProcessPlan, init: &OwnedFd, line: &ChildLine, stdio: &ChildStdio) -> ! {
-    let result = set_up_exec(plan, init, line, stdio).and_then(|program| hand_over(&program, line));
-    give_up(line, result)
+    let result = set_up_exec(plan, init, line, stdio);
+    give_up(line, result.and_then(|ready| hand_over(ready, line)))
 }
 
-fn set_up_init(
-    plan: &ContainerPlan,
+fn set_up_init<'a>(
+    plan: &'a ContainerPlan,
+    hooks: &'a Hooks,
+    joined: &Joined,
     line: &ChildLine,
     stdio: &ChildStdio,
-) -> Result<Program, SetupError> {
-    leave_agent(&[sys::raw(line)], stdio)?;
+) -> Result<Ready<'a>, SetupError> {
+    let mut keep = vec![sys::raw(line)];
+    keep.extend(
+        joined
+            .others
+            .iter()
+            .map(|(_, namespace)| sys::raw(namespace)),
+    );
+    leave_agent(keep, stdio)?;
+    joined.enter()?;
     unshare(plan.namespaces.in_child()).or_guest(|| "making a cgroup namespace")?;
 
     let sources = mounts::take_sources(&plan.mounts)?;
@@ -97,27 +115,35 @@ fn set_up_init(
         .iter()
         .try_for_each(|path| protect(path))?;
     plan.masked_paths.iter().try_for_each(|path| mask(path))?;
-    become_process(&plan.process)
+    let ready = become_process(&plan.process)?;
+    Ok(Ready {
+        hooks: Some(hooks.prepare()?),
+        ..ready
+    })
 }
 
-fn set_up_exec(
-    plan: &ProcessPlan,
+fn set_up_exec<'a>(
+    plan: &'a ProcessPlan,
     init: &OwnedFd,
     line: &ChildLine,
     stdio: &ChildStdio,
-) -> Result<Program, SetupError> {
-    leave_agent(&[sys::raw(line), sys::raw(init)], stdio)?;
+) -> Result<Ready<'a>, SetupError> {
+    leave_agent(vec![sys::raw(line), sys::raw(init)], stdio)?;
     // Close-on-exec: the program does not see this descriptor.
-    setns(init, Namespaces::to_join()).or_request(|| "joining the container's namespaces")?;
+    setns(init, Namespaces::to_join())
+        .or_guest(|| "joining the container's namespaces")
+        .map_err(|error| SetupError {
+            blame: Blame::Ended,
+            ..error
+        })?;
     take_stdio(plan, line, stdio, false)?;
     become_process(plan)
 }
 
 /// Sheds what a copy of the agent still has of it. `keep` lists descriptors besides
 /// those of standard I/O.
-fn leave_agent(keep: &[i32], stdio: &ChildStdio) -> Result<(), SetupError> {
+fn leave_agent(mut keep: Vec<i32>, stdio: &ChildStdio) -> Result<(), SetupError> {
     sys::reset_signals().or_guest(|| "resetting signals")?;
-    let mut keep = keep.to_vec();
     if let ChildStdio::Pipes(fds) = stdio {
         keep.extend(fds.iter().flatten().map(sys::raw));
     }
@@ -130,14 +156,15 @@ fn leave_agent(keep: &[i32], stdio: &ChildStdio) -> Result<(), SetupError> {
 
 /// runc makes a missing working directory.
 fn make_cwd(cwd: &Path) -> Result<(), SetupError> {
-    if fs::metadata(cwd).is_ok() {
-        return Ok(());
-    }
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(cwd);
-    made.or_request(|| format!("making cwd {cwd:?}"))
+    let made = match fs::metadata(cwd) {
+        Ok(found) if found.is_dir() => return Ok(()),
+        Ok(_) => Err(Errno::ENOTDIR.into()),
+        Err(_) => fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(cwd),
+    };
+    made.or_request(|| format!("mkdir {}", cwd.display()))
 }
 
 fn take_stdio(
@@ -207,7 +234,8 @@ fn mask(path: &Path) -> Result<(), SetupError> {
 }
 
 /// Takes on directory, user and capabilities, and finds the program.
-fn become_process(plan: &ProcessPlan) -> Result<Program, SetupError> {
+fn become_process(plan: &ProcessPlan) -> Result<Ready<'_>, SetupError> {
+    plan.scheduling.apply()?;
     let enter_cwd = || chdir(&plan.cwd);
     let what = || format!("chdir to cwd ({:?}) set in config.json failed", plan.cwd);
     // As root first: the user may lack the right to search a directory on the way.
@@ -223,18 +251,18 @@ fn become_process(plan: &ProcessPlan) -> Result<Program, SetupError> {
     if !entered {
         enter_cwd().or_request(what)?;
     }
-    credentials.drop_capabilities()?;
+    credentials.drop_capabilities(plan.filter.as_ref())?;
     let path = look_up(&plan.name, variable(&env, "PATH"))?;
-    let c_string = |bytes: Vec<u8>| CString::new(bytes).map_err(|_| Errno::EINVAL);
-    Ok(Program {
+    Ok(Ready {
+        plan,
         path: c_string(path.into_os_string().into_vec()).or_request(|| "program path")?,
-        args: plan.args.clone(),
-        env: env
-            .into_iter()
-            .map(|entry| c_string(entry.into_bytes()))
-            .collect::<Result<_, _>>()
-            .or_request(|| "process.env")?,
+        env,
+        hooks: None,
     })
+}
+
+fn c_string(bytes: Vec<u8>) -> Result<CString, Errno> {
+    CString::new(bytes).map_err(|_| Errno::EINVAL)
 }
 
 /// The environment, with `HOME` from the image's `/etc/passwd` if it is not set.
@@ -258,10 +286,17 @@ fn with_home(plan: &ProcessPlan) -> Vec<String> {
 }
 
 /// Waits for the start, then executes the program.
-fn hand_over(program: &Program, line: &ChildLine) -> Result<Infallible, SetupError> {
+fn hand_over(ready: Ready, line: &ChildLine) -> Result<Infallible, SetupError> {
+    let env = ready.env.iter().map(|entry| c_string(entry.clone().into()));
+    let env: Vec<CString> = env.collect::<Result<_, _>>().or_request(|| "process.env")?;
     line.ready().or_guest(|| "waiting for the start")?;
-    let failed = execve(&program.path, &program.args, &program.env);
-    failed.or_request(|| format!("exec {}", program.path.to_string_lossy()))
+    let plan = ready.plan;
+    plan.credentials.filter(plan.filter.as_ref())?;
+    if let Some(hooks) = ready.hooks {
+        hooks.run(&ready.env)?;
+    }
+    let failed = execve(&ready.path, &plan.args, &env);
+    failed.or_request(|| format!("exec {}", ready.path.to_string_lossy()))
 }
 
 fn give_up(line: &ChildLine, result: Result<Infallible, SetupError>) -> ! {

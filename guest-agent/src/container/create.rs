@@ -5,18 +5,23 @@
 //! later step fails.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use agent_protocol::agent::Stdio;
+use agent_protocol::agent::{CreateContainerRequest, Stdio};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
+use tokio::time::timeout;
 
 use super::cgroup::{self, Cgroup};
 use super::channel;
 use super::child::{self, ChildStdio};
-use super::launch::{self, Child};
+use super::hooks::{self, Hooks};
+use super::launch::{self, Child, SETUP_DEADLINE};
+use super::namespaces::Joined;
 use super::plan::{ContainerPlan, ProcessPlan};
+use super::setup_error::Blame;
 use super::{Container, State};
 use crate::error::Error;
 use crate::oci::{Process as ProcessSpec, Spec};
@@ -25,6 +30,11 @@ use crate::reaper::Reaper;
 use crate::registry::Registry;
 use crate::stdio::{AgentEnds, Streams};
 use crate::sys::{self, Cloned};
+
+/// How long a dying init may take to be gone.
+const DEATH: Duration = Duration::from_secs(2);
+
+const ENDED: &str = "it has ended: nothing can be executed in it";
 
 /// What the making of processes needs of the agent.
 #[derive(Clone, Debug, Default)]
@@ -35,30 +45,44 @@ pub struct Workshop {
     pub streams: Arc<Streams>,
 }
 
-/// Makes the container `id` up to its init's exec.
+/// Makes a container up to its init's exec.
 pub async fn create_container(
     workshop: &Workshop,
-    id: &str,
-    spec_json: &[u8],
-    stdio: &Stdio,
+    request: &CreateContainerRequest,
 ) -> Result<Container, Error> {
-    let spec = Spec::from_json(spec_json)?;
+    let id = request.container_id.as_str();
+    let spec = Spec::from_json(&request.spec_json)?;
     for warning in spec.warnings() {
         crate::console::warn(format_args!("container {id}: {warning}"));
     }
     let plan = ContainerPlan::new(&spec)?;
-    let (child_stdio, ends) = crate::stdio::make(stdio)?;
-    let cgroup = Cgroup::create(id, &plan.settings).await?;
-    match launch_init(workshop, &plan, &cgroup, child_stdio, ends).await {
+    let hooks = Hooks::plan(&spec, id, &request.bundle)?;
+    let stdio = request.stdio.clone().unwrap_or_default();
+    let (child_stdio, ends) = crate::stdio::make(&stdio)?;
+    let cgroup = Cgroup::create(id, &plan.limits).await?;
+    let launched = {
+        let run = |line: &channel::ChildLine, joined: &Joined| {
+            child::run_init(&plan, &hooks, joined, line, &child_stdio);
+        };
+        launch_init(workshop, &plan, &cgroup, run)
+    };
+    // The child's ends must live on in the child alone, or their closing is never seen.
+    drop(child_stdio);
+    let launched = match launched {
+        Ok(child) => finish(workshop, child, ends).await,
+        Err(error) => Err(error),
+    };
+    match launched {
         Ok((init, line)) => Ok(Container {
             id: id.into(),
             cgroup,
             init: Arc::new(init),
             line: Mutex::new(Some(line)),
-            // Checked by the plan above.
-            init_spec: spec
-                .process
-                .ok_or(crate::oci::SpecError::Missing { field: "process" })?,
+            common: plan.common,
+            start_limit: match hooks.is_empty() {
+                true => SETUP_DEADLINE,
+                false => SETUP_DEADLINE + hooks::DEADLINE,
+            },
             execs: Registry::new("process"),
         }),
         Err(error) => {
@@ -70,20 +94,22 @@ pub async fn create_container(
     }
 }
 
-async fn launch_init(
+/// Forks the init, which goes on with `run`.
+fn launch_init(
     workshop: &Workshop,
     plan: &ContainerPlan,
     cgroup: &Cgroup,
-    stdio: ChildStdio,
-    ends: AgentEnds,
-) -> Result<(Process, channel::Line), Error> {
+    run: impl FnOnce(&channel::ChildLine, &Joined),
+) -> Result<Child, Error> {
     let flags = plan.namespaces.at_clone();
     let score = plan.process.oom_score_adj;
-    let run = |line: &channel::ChildLine| child::run_init(plan, line, &stdio);
-    let child = fork(workshop, flags, cgroup.as_fd(), score, run)?;
-    // The child's ends must live on in the child alone, or their closing is never seen.
-    drop(stdio);
-    finish(workshop, child, ends).await
+    let joined = plan.namespaces.open()?;
+    let in_pid_namespace = joined.pid.as_ref().map(PidNamespace::enter).transpose()?;
+    let child = fork(workshop, flags, cgroup.as_fd(), score, |line| {
+        run(line, &joined);
+    });
+    drop(in_pid_namespace);
+    child
 }
 
 /// Makes one more process in `container`; returns once its program runs.
@@ -94,15 +120,51 @@ pub async fn exec_process(
     stdio: &Stdio,
 ) -> Result<Process, Error> {
     let spec = ProcessSpec::from_json(process_json)?;
-    let plan = ProcessPlan::new(&spec, Some(&container.init_spec))?;
-    if container.state() == State::Stopped {
-        return Err(container.wrong_state("it has ended: nothing can be executed in it"));
+    for warning in spec.warnings() {
+        crate::console::warn(format_args!("container {}, exec: {warning}", container.id));
     }
+    let plan = ProcessPlan::new(&spec, &container.common)?;
     let (child_stdio, ends) = crate::stdio::make(stdio)?;
+    match launch_exec(workshop, container, &plan, child_stdio, ends).await {
+        Err(error) if is_of_a_dying_container(&error) => {
+            // The init may be dying, which makes its namespaces unusable before it is gone.
+            match timeout(DEATH, container.init.wait()).await {
+                Ok(_) => Err(container.wrong_state(ENDED)),
+                Err(_) => Err(error),
+            }
+        }
+        other => other,
+    }
+}
+
+/// Whether `error` is what making a process in a container whose init is ending gives.
+fn is_of_a_dying_container(error: &Error) -> bool {
+    match error {
+        // setns(2); clone(2): "the init process of the namespace has terminated"; the
+        // cgroup is gone.
+        Error::System { errno, .. } => {
+            matches!(errno, Errno::ESRCH | Errno::ENOMEM | Errno::ENODEV)
+        }
+        Error::Setup(error) => error.blame == Blame::Ended,
+        Error::DiedInSetup { .. } => true,
+        _ => false,
+    }
+}
+
+async fn launch_exec(
+    workshop: &Workshop,
+    container: &Container,
+    plan: &ProcessPlan,
+    child_stdio: ChildStdio,
+    ends: AgentEnds,
+) -> Result<Process, Error> {
+    if container.state() == State::Stopped {
+        return Err(container.wrong_state(ENDED));
+    }
     let init = container.init.pidfd();
     let score = plan.oom_score_adj;
-    let run = |line: &channel::ChildLine| child::run_exec(&plan, init, line, &child_stdio);
-    let in_pid_namespace = PidNamespace::enter(init.as_fd())?;
+    let run = |line: &channel::ChildLine| child::run_exec(plan, init, line, &child_stdio);
+    let in_pid_namespace = PidNamespace::enter(init)?;
     let child = match fork(
         workshop,
         CloneFlags::empty(),
@@ -125,7 +187,7 @@ pub async fn exec_process(
     let child = child?;
     drop(child_stdio);
     let (process, line) = finish(workshop, child, ends).await?;
-    launch::release(&line, &process).await?;
+    launch::release(&line, &process, SETUP_DEADLINE).await?;
     Ok(process)
 }
 
@@ -188,14 +250,15 @@ struct PidNamespace {
 }
 
 impl PidNamespace {
-    fn enter(init: BorrowedFd) -> Result<Self, Error> {
+    /// Takes a pidfd of a process in it, or the namespace itself.
+    fn enter(namespace: &OwnedFd) -> Result<Self, Error> {
         let system = |errno| Error::System {
             what: "entering the container's pid namespace",
             errno,
         };
         let own = File::open("/proc/self/ns/pid")
             .map_err(|error| system(Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))?;
-        setns(init, CloneFlags::CLONE_NEWPID).map_err(system)?;
+        setns(namespace, CloneFlags::CLONE_NEWPID).map_err(system)?;
         Ok(Self { own })
     }
 }

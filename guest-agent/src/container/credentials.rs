@@ -9,6 +9,7 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::stat::{Mode, SFlag, fstat, umask};
 use nix::unistd::{Gid, Uid, fchown, setgid, setgroups, setuid};
 
+use super::seccomp::Filter;
 use super::setup_error::{Context, SetupError};
 use crate::oci::{self, SpecError};
 
@@ -101,21 +102,47 @@ impl Credentials {
         Ok(())
     }
 
-    /// Leaves the process only the capabilities asked for.
-    pub fn drop_capabilities(&self) -> Result<(), SetupError> {
+    /// Leaves the process only the capabilities asked for, but that it may still take
+    /// on those that loading `filter` needs: see [`Credentials::filter`].
+    pub fn drop_capabilities(&self, filter: Option<&Filter>) -> Result<(), SetupError> {
         prctl::set_keepcaps(false).or_guest(|| "not keeping capabilities")?;
-        let sets = &self.capabilities;
-        let state = CapState {
-            effective: sets.effective,
-            permitted: sets.permitted,
-            inheritable: sets.inheritable,
-        };
+        let mut state = self.capabilities.state();
+        state.permitted |= self.needed_for(filter);
         state.set_current().or_request(|| "setting capabilities")?;
         ambient::clear().or_guest(|| "clearing ambient capabilities")?;
-        for cap in sets.ambient {
+        for cap in self.capabilities.ambient {
             ambient::raise(cap).or_request(|| format!("raising ambient {cap}"))?;
         }
         Ok(())
+    }
+
+    /// Puts `filter` in force, as the last step before the exec: each call made after
+    /// it is one more that every profile has to allow.
+    pub fn filter(&self, filter: Option<&Filter>) -> Result<(), SetupError> {
+        let Some(loaded) = filter else {
+            return Ok(());
+        };
+        let needed = self.needed_for(filter);
+        if needed.is_empty() {
+            return loaded.load();
+        }
+        let what = || "setting capabilities";
+        let last = self.capabilities.state();
+        let mut state = last;
+        state.permitted |= needed;
+        state.effective |= needed;
+        state.set_current().or_guest(what)?;
+        loaded.load()?;
+        last.set_current().or_request(what)
+    }
+
+    /// What loading a filter takes (seccomp(2)).
+    fn needed_for(&self, filter: Option<&Filter>) -> CapSet {
+        let mut needed = CapSet::empty();
+        if filter.is_some() && !self.no_new_privileges {
+            needed.add(Cap::SYS_ADMIN);
+        }
+        needed
     }
 }
 
@@ -127,6 +154,15 @@ impl CapabilitySets {
             inheritable: set(&capabilities.inheritable),
             permitted: set(&capabilities.permitted),
             ambient: set(&capabilities.ambient),
+        }
+    }
+
+    /// The three sets that capset(2) sets.
+    fn state(&self) -> CapState {
+        CapState {
+            effective: self.effective,
+            permitted: self.permitted,
+            inheritable: self.inheritable,
         }
     }
 }

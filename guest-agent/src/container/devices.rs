@@ -44,6 +44,9 @@ const STAGING: &str = "/run/husk/dev";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     path: PathBuf,
+    /// Whether its place is a directory of the host, which lets the guest make no nodes:
+    /// then it is made elsewhere and bound there.
+    staged: bool,
     kind: SFlag,
     major: u64,
     minor: u64,
@@ -52,23 +55,12 @@ pub struct Node {
     gid: u32,
 }
 
-/// Everything to be done in `/dev`.
+/// Everything to be done in `/dev`; nothing if it is a bind mount: whoever asked for
+/// that takes care of its contents.
 #[derive(Clone, Debug)]
 pub struct DevPlan {
     nodes: Vec<Node>,
-    place: Place,
-}
-
-/// What the container's `/dev` is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    /// A file system of the guest: nodes can be made.
-    Mounted,
-    /// A directory of the rootfs: it comes from the host, which lets the guest make
-    /// no nodes, so they are made elsewhere and bound there.
-    Rootfs,
-    /// A bind mount: whoever asked for it takes care of its contents.
-    Bound,
+    is_bound: bool,
 }
 
 /// Checks `linux.devices` and merges it with the standard nodes.
@@ -77,6 +69,7 @@ pub fn plan(devices: &[oci::Device], mounts: &[PlannedMount]) -> Result<DevPlan,
         .iter()
         .map(|(path, major, minor)| Node {
             path: PathBuf::from(path),
+            staged: true,
             kind: SFlag::S_IFCHR,
             major: *major,
             minor: *minor,
@@ -93,14 +86,20 @@ pub fn plan(devices: &[oci::Device], mounts: &[PlannedMount]) -> Result<DevPlan,
             nodes.push(node);
         }
     }
-    let place = mounts
+    for node in &mut nodes {
+        // The last mount above it is the one it will be on.
+        let mount = mounts
+            .iter()
+            .rfind(|mount| node.path.starts_with(mount.destination()));
+        node.staged = mount.is_none_or(PlannedMount::is_bind);
+    }
+    let dev = mounts
         .iter()
-        .rfind(|mount| mount.destination() == Path::new("/dev"))
-        .map_or(Place::Rootfs, |mount| match mount.is_bind() {
-            true => Place::Bound,
-            false => Place::Mounted,
-        });
-    Ok(DevPlan { nodes, place })
+        .rfind(|mount| mount.destination() == Path::new("/dev"));
+    Ok(DevPlan {
+        nodes,
+        is_bound: dev.is_some_and(PlannedMount::is_bind),
+    })
 }
 
 impl Node {
@@ -127,6 +126,7 @@ impl Node {
         let numbered = kind != SFlag::S_IFIFO;
         Ok(Self {
             path: device.path.clone(),
+            staged: true,
             kind,
             major: if numbered {
                 number("major", device.major)?
@@ -173,7 +173,7 @@ pub struct Staged(Vec<OwnedFd>);
 impl DevPlan {
     /// Before the pivot: makes those nodes that cannot be made in the container.
     pub fn stage(&self) -> Result<Staged, SetupError> {
-        if self.place != Place::Rootfs {
+        if self.is_bound || !self.nodes.iter().any(|node| node.staged) {
             return Ok(Staged::default());
         }
         // In the child's own mount namespace, hence gone with it.
@@ -186,7 +186,7 @@ impl DevPlan {
         )
         .or_guest(|| format!("mounting a tmpfs at {STAGING}"))?;
         let mut staged = Vec::new();
-        for (index, node) in self.nodes.iter().enumerate() {
+        for (index, node) in self.staged().enumerate() {
             let path = Path::new(STAGING).join(index.to_string());
             let what = || format!("making device {:?}", node.path);
             node.make(&path).or_request(what)?;
@@ -197,27 +197,27 @@ impl DevPlan {
 
     /// After the mounts: fills `/dev`.
     pub fn fill(&self, staged: &Staged) -> Result<(), SetupError> {
-        match self.place {
-            Place::Bound => return Ok(()),
-            Place::Mounted => {
-                for node in &self.nodes {
-                    let what = || format!("making device {:?}", node.path);
-                    let parent = node.path.parent().unwrap_or(Path::new("/"));
-                    make_target(parent, true).or_request(what)?;
-                    node.make(&node.path).or_request(what)?;
-                }
-            }
-            Place::Rootfs => {
-                for (node, mount) in self.nodes.iter().zip(&staged.0) {
-                    let what = || format!("binding device {:?}", node.path);
-                    let target = make_target(&node.path, false).or_request(what)?;
-                    sys::attach_mount(mount.as_fd(), &target).or_request(what)?;
-                }
-            }
+        if self.is_bound {
+            return Ok(());
+        }
+        for node in self.nodes.iter().filter(|node| !node.staged) {
+            let what = || format!("making device {:?}", node.path);
+            let parent = node.path.parent().unwrap_or(Path::new("/"));
+            make_target(parent, true).or_request(what)?;
+            node.make(&node.path).or_request(what)?;
+        }
+        for (node, mount) in self.staged().zip(&staged.0) {
+            let what = || format!("binding device {:?}", node.path);
+            let target = make_target(&node.path, false).or_request(what)?;
+            sys::attach_mount(mount.as_fd(), &target).or_request(what)?;
         }
         LINKS
             .into_iter()
             .try_for_each(|(points_to, path)| link(points_to, path))
+    }
+
+    fn staged(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(|node| node.staged)
     }
 }
 
@@ -290,6 +290,25 @@ mod tests {
             let error = plan(&[device(json)], &[]).unwrap_err().to_string();
             assert!(error.contains(field), "{error}");
         }
+    }
+
+    #[test]
+    fn nodes_on_files_of_the_host_are_bound() {
+        let mount = |destination: &str, kind: &str| {
+            serde_json::from_value::<oci::Mount>(
+                serde_json::json!({ "destination": destination, "type": kind }),
+            )
+            .unwrap()
+        };
+        let mounts = [mount("/dev", "tmpfs"), mount("/dev/host", "bind")];
+        let mounts = super::super::mounts::plan(&mounts).unwrap();
+        let made = ["/dev/fuse", "/dev/host/kvm", "/opt/tty"].map(|path| {
+            device(serde_json::json!({ "type": "c", "path": path, "major": 10, "minor": 1 }))
+        });
+        let plan = plan(&made, &mounts).unwrap();
+        let staged: Vec<_> = plan.staged().map(|node| node.path.as_path()).collect();
+        assert_eq!(staged, [Path::new("/dev/host/kvm"), Path::new("/opt/tty")]);
+        assert!(!plan.is_bound);
     }
 
     #[test]

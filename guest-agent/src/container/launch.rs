@@ -14,7 +14,7 @@ use crate::sys;
 
 /// How long a child may take to set itself up, and to execute its program. Both
 /// read files of the host.
-const SETUP_DEADLINE: Duration = Duration::from_secs(30);
+pub const SETUP_DEADLINE: Duration = Duration::from_secs(30);
 /// How long a killed child may take to disappear.
 const KILL_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -66,11 +66,12 @@ impl Child {
     }
 }
 
-/// Lets a child that is ready execute its program; returns once it did.
-pub async fn release(line: &Line, process: &Process) -> Result<(), Error> {
+/// Lets a child that is ready execute its program, for which it has until `limit`;
+/// returns once it did.
+pub async fn release(line: &Line, process: &Process, limit: Duration) -> Result<(), Error> {
     // A child that died meanwhile is seen as the end of the line, and then as an exit.
     line.release().ok();
-    match timeout(SETUP_DEADLINE, line.receive()).await {
+    match timeout(limit, line.receive()).await {
         Ok(Ok(FromChild::Failed(error))) => {
             // Its exit is known before the answer is.
             timeout(KILL_DEADLINE, process.wait()).await.ok();
@@ -82,7 +83,7 @@ pub async fn release(line: &Line, process: &Process) -> Result<(), Error> {
             process.signal(libc::SIGKILL).ok();
             Err(Error::Deadline {
                 what: "executing the program",
-                limit: SETUP_DEADLINE,
+                limit,
             })
         }
     }

@@ -15,23 +15,33 @@ mod child;
 pub use child::ChildStdio;
 pub mod create;
 mod credentials;
+mod device_filter;
 mod devices;
+mod event_file;
+mod freezer;
+mod hooks;
 mod launch;
 mod mount_options;
 mod mounts;
 mod namespaces;
+mod oom;
 mod plan;
 mod program;
 mod resources;
+mod scheduling;
+pub mod seccomp;
 pub mod setup_error;
+mod statistics;
+mod sysctl;
 mod terminal;
+mod update;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use self::cgroup::Cgroup;
 use self::channel::Line;
 use crate::error::Error;
-use crate::oci;
 use crate::process::Process;
 use crate::registry::{Registry, Reservation};
 use crate::sync::lock;
@@ -44,8 +54,10 @@ pub struct Container {
     init: Arc<Process>,
     /// There while the init waits for its start.
     line: Mutex<Option<Line>>,
-    /// What later processes inherit where they leave it open.
-    init_spec: oci::Process,
+    /// What all its processes get.
+    common: plan::Common,
+    /// How long the init may take from its release to its exec.
+    start_limit: Duration,
     execs: Registry<Process>,
 }
 
@@ -95,7 +107,9 @@ impl Container {
         let state = self.state();
         let line = lock(&self.line).take();
         match (state, line) {
-            (State::Created, Some(line)) => launch::release(&line, &self.init).await,
+            (State::Created, Some(line)) => {
+                launch::release(&line, &self.init, self.start_limit).await
+            }
             (State::Stopped, _) => Err(self.wrong_state("it has ended")),
             _ => Err(self.wrong_state("it is already started")),
         }

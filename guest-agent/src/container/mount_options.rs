@@ -21,6 +21,8 @@ pub struct MountOptions {
     pub recursive_set: u64,
     /// `MOUNT_ATTR_*` to clear on this mount and all below it.
     pub recursive_clear: u64,
+    /// Whether a tmpfs begins with what it covers.
+    pub copy_up: bool,
     /// What the file system itself gets.
     pub data: Vec<String>,
 }
@@ -34,7 +36,7 @@ enum Meaning {
 /// Parses the options of the mount at `index` of `mounts`.
 ///
 /// # Errors
-/// Options that need what the guest does not have (id-mapped mounts, copy-up).
+/// Options that need what the guest does not have (id-mapped mounts).
 pub fn parse(options: &[String], index: usize) -> Result<MountOptions, SpecError> {
     let mut parsed = MountOptions {
         flags: MsFlags::empty(),
@@ -42,6 +44,7 @@ pub fn parse(options: &[String], index: usize) -> Result<MountOptions, SpecError
         propagation: Vec::new(),
         recursive_set: 0,
         recursive_clear: 0,
+        copy_up: false,
         data: Vec::new(),
     };
     for option in options {
@@ -68,6 +71,8 @@ pub fn parse(options: &[String], index: usize) -> Result<MountOptions, SpecError
                 }
                 Meaning::Propagation(_) => {}
             }
+        } else if option == "tmpcopyup" {
+            parsed.copy_up = true;
         } else if let Some(why) = refusal(option) {
             return Err(SpecError::Refused {
                 field: format!("mounts[{index}].options, {option:?}"),
@@ -111,11 +116,7 @@ fn clear_for(set: MsFlags, cleared: MsFlags) -> u64 {
 }
 
 fn refusal(option: &str) -> Option<&'static str> {
-    match option {
-        "idmap" | "ridmap" => Some("id-mapped mounts are not supported"),
-        "tmpcopyup" | "copy-up" => Some("copying up the covered directory is not supported"),
-        _ => None,
-    }
+    matches!(option, "idmap" | "ridmap").then_some("id-mapped mounts are not supported")
 }
 
 fn meaning(option: &str) -> Option<Meaning> {
@@ -282,8 +283,15 @@ mod tests {
     }
 
     #[test]
-    fn copy_up_and_id_maps_are_refused_by_name() {
-        for option in ["tmpcopyup", "idmap"] {
+    fn copy_up_is_no_data() {
+        let options = parsed(&["tmpcopyup", "size=1m"]);
+        assert!(options.copy_up);
+        assert_eq!(options.data, ["size=1m"]);
+    }
+
+    #[test]
+    fn id_maps_are_refused_by_name() {
+        for option in ["idmap", "ridmap"] {
             let error = parse(&[option.to_string()], 3).unwrap_err().to_string();
             assert!(
                 error.contains("mounts[3]") && error.contains(option),

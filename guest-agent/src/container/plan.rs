@@ -5,13 +5,16 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 use nix::mount::MsFlags;
+use nix::sys::personality::Persona;
 
 use super::credentials::Credentials;
 use super::devices::{self, DevPlan};
 use super::mounts::{self, PlannedMount};
 use super::namespaces::Namespaces;
-use super::resources::{self, Setting};
-use super::{mount_options, program};
+use super::resources::Limits;
+use super::scheduling::{self, Scheduling};
+use super::seccomp::Filter;
+use super::{mount_options, program, sysctl};
 use crate::oci::{self, ConsoleSize, Spec, SpecError};
 
 /// Everything about a container's init and its surroundings.
@@ -29,8 +32,18 @@ pub struct ContainerPlan {
     pub sysctls: Vec<(PathBuf, String)>,
     pub masked_paths: Vec<PathBuf>,
     pub readonly_paths: Vec<PathBuf>,
-    pub settings: Vec<Setting>,
+    pub limits: Limits,
     pub process: ProcessPlan,
+    pub common: Common,
+}
+
+/// What every process of a container gets.
+#[derive(Debug, Default)]
+pub struct Common {
+    /// What later processes inherit where they leave it open; none for the init itself.
+    pub init: Option<oci::Process>,
+    filter: Option<Filter>,
+    personality: Option<Persona>,
 }
 
 /// Everything about one process.
@@ -42,6 +55,8 @@ pub struct ProcessPlan {
     pub env: Vec<String>,
     pub cwd: PathBuf,
     pub credentials: Credentials,
+    pub scheduling: Scheduling,
+    pub filter: Option<Filter>,
     pub oom_score_adj: i32,
     pub console_size: Option<ConsoleSize>,
 }
@@ -79,7 +94,17 @@ impl ContainerPlan {
             paths.iter().try_for_each(|path| absolute(field, path))?;
         }
         let mounts = mounts::plan(&spec.mounts)?;
+        let filter = linux.seccomp.as_ref().map(Filter::plan).transpose()?;
+        let personality = linux.personality.as_ref().map(scheduling::persona);
+        let mut common = Common {
+            init: None,
+            filter: filter.flatten(),
+            personality: personality.transpose()?,
+        };
+        let plan = ProcessPlan::new(process, &common)?;
+        common.init = Some(process.clone());
         Ok(Self {
+            sysctls: sysctl::plan(&linux.sysctl, &namespaces)?,
             namespaces,
             rootfs: root.path.clone(),
             readonly_rootfs: root.readonly,
@@ -88,22 +113,18 @@ impl ContainerPlan {
             mounts,
             hostname: spec.hostname.clone(),
             domainname: spec.domainname.clone(),
-            sysctls: linux
-                .sysctl
-                .iter()
-                .map(|(key, value)| (sysctl_path(key), value.clone()))
-                .collect(),
             masked_paths: linux.masked_paths.clone(),
             readonly_paths: linux.readonly_paths.clone(),
-            settings: resources::settings(&linux.resources)?,
-            process: ProcessPlan::new(process, None)?,
+            limits: Limits::plan(linux)?,
+            process: plan,
+            common,
         })
     }
 }
 
 impl ProcessPlan {
-    /// Checks one process. What an exec leaves open is taken from the container's `init`.
-    pub fn new(process: &oci::Process, init: Option<&oci::Process>) -> Result<Self, SpecError> {
+    /// Checks one process. What an exec leaves open is taken from the container's init.
+    pub fn new(process: &oci::Process, common: &Common) -> Result<Self, SpecError> {
         let name = process.args.first().filter(|name| !name.is_empty());
         let name = name
             .ok_or(SpecError::Missing {
@@ -112,7 +133,7 @@ impl ProcessPlan {
             .clone();
         absolute("process.cwd", &process.cwd)?;
         let mut process = process.clone();
-        if let Some(init) = init {
+        if let Some(init) = &common.init {
             process.capabilities = process.capabilities.or_else(|| init.capabilities.clone());
             process.oom_score_adj = process.oom_score_adj.or(init.oom_score_adj);
         }
@@ -136,6 +157,8 @@ impl ProcessPlan {
             name,
             env: program::unique_env(&process.env),
             credentials: Credentials::plan(&process)?,
+            scheduling: Scheduling::plan(&process, common.personality)?,
+            filter: common.filter.clone(),
             oom_score_adj,
             console_size: process.console_size,
             cwd: process.cwd,
@@ -160,12 +183,6 @@ fn c_string(field: &str, text: &str) -> Result<CString, SpecError> {
         value: text.into(),
         must: "without NUL bytes",
     })
-}
-
-/// The file of a kernel parameter. Dots separate, as in sysctl(8), so no key can
-/// contain a `..` that would lead out of the directory.
-fn sysctl_path(key: &str) -> PathBuf {
-    Path::new("/proc/sys").join(key.replace('.', "/").trim_start_matches('/'))
 }
 
 #[cfg(test)]
@@ -227,28 +244,15 @@ mod tests {
     #[test]
     fn an_exec_inherits_what_it_leaves_open() {
         let process = |value: Value| oci::Process::from_json(value.to_string().as_bytes()).unwrap();
-        let init = process(json!({ "args": ["a"], "cwd": "/", "oomScoreAdj": 500 }));
+        let common = Common {
+            init: Some(process(
+                json!({ "args": ["a"], "cwd": "/", "oomScoreAdj": 500 }),
+            )),
+            ..Common::default()
+        };
         let exec = process(json!({ "args": ["b"], "cwd": "/" }));
-        assert_eq!(
-            ProcessPlan::new(&exec, Some(&init)).unwrap().oom_score_adj,
-            500
-        );
+        assert_eq!(ProcessPlan::new(&exec, &common).unwrap().oom_score_adj, 500);
         let exec = process(json!({ "args": ["b"], "cwd": "/", "oomScoreAdj": 7 }));
-        assert_eq!(
-            ProcessPlan::new(&exec, Some(&init)).unwrap().oom_score_adj,
-            7
-        );
-    }
-
-    #[test]
-    fn kernel_parameters_stay_below_proc_sys() {
-        assert_eq!(
-            sysctl_path("net.ipv4.ip_forward"),
-            Path::new("/proc/sys/net/ipv4/ip_forward")
-        );
-        assert_eq!(
-            sysctl_path("/../../etc/passwd"),
-            Path::new("/proc/sys/etc/passwd")
-        );
+        assert_eq!(ProcessPlan::new(&exec, &common).unwrap().oom_score_adj, 7);
     }
 }

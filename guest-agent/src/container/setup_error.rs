@@ -14,6 +14,8 @@ pub enum Blame {
     Request,
     /// The guest: a system call that should have worked.
     Guest,
+    /// The container, whose init is ending or has ended.
+    Ended,
 }
 
 /// A failed step, as text for the user of the container.

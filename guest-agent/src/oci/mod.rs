@@ -3,12 +3,16 @@
 //! Own structures, because the general crate would double the size of the agent.
 //! Three kinds of fields: those here are honoured; those in [`refused`] have an
 //! effect the guest cannot give and are refused by name; all others are none of the
-//! guest's business (hooks, annotations, other platforms) and ignored.
+//! guest's business (other platforms, the hooks of the host) and ignored.
 //!
 //! Field names and meanings: OCI runtime spec 1.2, `config.md` and `config-linux.md`.
 //! Go writes `null` for empty lists and maps, so every list and map accepts it.
 
+pub mod hooks;
 pub mod refused;
+mod resources;
+pub mod scheduling;
+pub mod seccomp;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,6 +20,8 @@ use std::path::PathBuf;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
 use thiserror::Error;
+
+pub use self::resources::{BlockIo, Cpu, DeviceRule, Memory, Resources};
 
 /// Why a spec is not accepted.
 #[derive(Debug, Error)]
@@ -66,9 +72,15 @@ pub struct Spec {
     /// Mounted in this order.
     #[serde(default, deserialize_with = "null_is_default")]
     pub mounts: Vec<Mount>,
+    /// Programs to run at certain points.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub hooks: hooks::Hooks,
     /// What is particular to Linux.
     #[serde(default, deserialize_with = "null_is_default")]
     pub linux: Linux,
+    /// Told to the hooks.
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// `root`.
@@ -128,6 +140,10 @@ pub struct Process {
     pub no_new_privileges: bool,
     /// -1000 to 1000.
     pub oom_score_adj: Option<i32>,
+    /// CPU scheduling.
+    pub scheduler: Option<scheduling::Scheduler>,
+    /// I/O scheduling.
+    pub io_priority: Option<scheduling::IoPriority>,
     #[serde(flatten)]
     pub(crate) refused: refused::ProcessFields,
 }
@@ -215,6 +231,10 @@ pub struct Linux {
     /// Not writable for the container.
     #[serde(default, deserialize_with = "null_is_default")]
     pub readonly_paths: Vec<PathBuf>,
+    /// Which machine the kernel says it is.
+    pub personality: Option<scheduling::Personality>,
+    /// Which system calls may be made; missing means all.
+    pub seccomp: Option<seccomp::Seccomp>,
     #[serde(flatten)]
     pub(crate) refused: refused::LinuxFields,
 }
@@ -253,78 +273,6 @@ pub struct Device {
     pub gid: Option<u32>,
 }
 
-/// `linux.resources`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Resources {
-    /// Memory limits.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub memory: Memory,
-    /// CPU shares, quota and sets.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub cpu: Cpu,
-    /// Limit on processes and threads.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub pids: Pids,
-    /// Limits on huge pages.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub hugepage_limits: Vec<HugepageLimit>,
-    /// cgroup v2 files and what to write to them.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub unified: BTreeMap<String, String>,
-    #[serde(flatten)]
-    pub(crate) refused: refused::ResourceFields,
-}
-
-/// `linux.resources.memory`, in bytes; -1 means no limit.
-#[derive(Debug, Default, Deserialize)]
-pub struct Memory {
-    /// Most memory.
-    pub limit: Option<i64>,
-    /// Memory protected under pressure.
-    pub reservation: Option<i64>,
-    /// Most memory and swap together.
-    pub swap: Option<i64>,
-}
-
-/// `linux.resources.cpu`.
-#[derive(Debug, Default, Deserialize)]
-pub struct Cpu {
-    /// Relative weight, cgroup v1 scale (2 to 262144).
-    pub shares: Option<u64>,
-    /// Microseconds of CPU time per period; -1 means no limit.
-    pub quota: Option<i64>,
-    /// Microseconds.
-    pub period: Option<u64>,
-    /// Microseconds that may be saved up.
-    pub burst: Option<u64>,
-    /// 1: run only when nothing else wants to.
-    pub idle: Option<i64>,
-    /// CPUs that may be used, as a list of ranges.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub cpus: String,
-    /// Memory nodes that may be used, as a list of ranges.
-    #[serde(default, deserialize_with = "null_is_default")]
-    pub mems: String,
-}
-
-/// `linux.resources.pids`.
-#[derive(Debug, Default, Deserialize)]
-pub struct Pids {
-    /// Most processes and threads; -1 means no limit, 0 that none was asked for.
-    pub limit: Option<i64>,
-}
-
-/// One of `linux.resources.hugepageLimits`.
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HugepageLimit {
-    /// As in the cgroup file's name, such as `2MB`.
-    pub page_size: String,
-    /// Bytes.
-    pub limit: u64,
-}
-
 impl Spec {
     /// Parses `config.json` and refuses what the guest cannot give.
     pub fn from_json(json: &[u8]) -> Result<Self, SpecError> {
@@ -341,6 +289,11 @@ impl Process {
         process.refuse()?;
         Ok(process)
     }
+}
+
+/// `error` unless `holds`.
+pub fn require(holds: bool, error: impl FnOnce() -> SpecError) -> Result<(), SpecError> {
+    if holds { Ok(()) } else { Err(error()) }
 }
 
 fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>

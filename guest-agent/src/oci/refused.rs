@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::{Linux, Process, Resources, Spec, SpecError, null_is_default};
+use super::{Linux, Process, Spec, SpecError, null_is_default};
 
-/// Fields of `process` that are refused.
+/// Fields of `process` that are refused, and those that only lead to a warning.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProcessFields {
-    scheduler: Option<IgnoredAny>,
-    io_priority: Option<IgnoredAny>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    apparmor_profile: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    selinux_label: String,
     #[serde(rename = "execCPUAffinity")]
     exec_cpu_affinity: Option<IgnoredAny>,
 }
@@ -29,60 +31,13 @@ pub struct LinuxFields {
     time_offsets: BTreeMap<String, IgnoredAny>,
     #[serde(default, deserialize_with = "null_is_default")]
     net_devices: BTreeMap<String, IgnoredAny>,
-    personality: Option<IgnoredAny>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    mount_label: String,
     intel_rdt: Option<IgnoredAny>,
     memory_policy: Option<IgnoredAny>,
-    seccomp: Option<IgnoredAny>,
-}
-
-/// Fields of `linux.resources` that are refused.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ResourceFields {
-    #[serde(rename = "blockIO", default, deserialize_with = "null_is_default")]
-    block_io: BlockIo,
-    #[serde(default, deserialize_with = "null_is_default")]
-    network: Network,
-    #[serde(default, deserialize_with = "null_is_default")]
-    rdma: BTreeMap<String, IgnoredAny>,
-}
-
-/// Callers send these objects with nothing in them; only a value is a request.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct BlockIo {
-    weight: Option<u16>,
-    leaf_weight: Option<u16>,
-    #[serde(default, deserialize_with = "null_is_default")]
-    weight_device: Vec<IgnoredAny>,
-    #[serde(default, deserialize_with = "null_is_default")]
-    throttle_read_bps_device: Vec<IgnoredAny>,
-    #[serde(default, deserialize_with = "null_is_default")]
-    throttle_write_bps_device: Vec<IgnoredAny>,
-    #[serde(
-        rename = "throttleReadIOPSDevice",
-        default,
-        deserialize_with = "null_is_default"
-    )]
-    throttle_read_iops_device: Vec<IgnoredAny>,
-    #[serde(
-        rename = "throttleWriteIOPSDevice",
-        default,
-        deserialize_with = "null_is_default"
-    )]
-    throttle_write_iops_device: Vec<IgnoredAny>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct Network {
-    #[serde(rename = "classID")]
-    class_id: Option<u32>,
-    #[serde(default, deserialize_with = "null_is_default")]
-    priorities: Vec<IgnoredAny>,
 }
 
 const USER_NAMESPACE: &str = "user namespaces are not supported in the guest";
-const BLOCK_IO: &str = "the guest has no block device to limit; its files live on the host";
 
 impl Spec {
     pub(super) fn refuse(&self) -> Result<(), SpecError> {
@@ -102,10 +57,9 @@ impl Spec {
 
     /// What is accepted but has no effect in the guest, as phrases for the log.
     pub fn warnings(&self) -> Vec<&'static str> {
-        let fields = &self.linux.refused;
-        let mut warnings = Vec::new();
-        if fields.seccomp.is_some() {
-            warnings.push("linux.seccomp is not applied in the guest");
+        let mut warnings = self.process.as_ref().map_or(Vec::new(), Process::warnings);
+        if !self.linux.refused.mount_label.is_empty() {
+            warnings.push("linux.mountLabel is ignored: the guest has no SELinux");
         }
         warnings
     }
@@ -113,18 +67,24 @@ impl Spec {
 
 impl Process {
     pub(super) fn refuse(&self) -> Result<(), SpecError> {
+        refuse_if(
+            self.refused.exec_cpu_affinity.is_some(),
+            || "process.execCPUAffinity".to_owned(),
+            "not supported in the guest",
+        )
+    }
+
+    /// What is accepted but has no effect in the guest, as phrases for the log.
+    pub fn warnings(&self) -> Vec<&'static str> {
         let fields = &self.refused;
-        for (present, field) in [
-            (fields.scheduler.is_some(), "process.scheduler"),
-            (fields.io_priority.is_some(), "process.ioPriority"),
-            (
-                fields.exec_cpu_affinity.is_some(),
-                "process.execCPUAffinity",
-            ),
-        ] {
-            refuse_if(present, || field.to_owned(), "not supported in the guest")?;
+        let mut warnings = Vec::new();
+        if !fields.apparmor_profile.is_empty() {
+            warnings.push("process.apparmorProfile is ignored: the guest has no AppArmor");
         }
-        Ok(())
+        if !fields.selinux_label.is_empty() {
+            warnings.push("process.selinuxLabel is ignored: the guest has no SELinux");
+        }
+        warnings
     }
 }
 
@@ -153,11 +113,6 @@ impl Linux {
                 "host network devices cannot be moved into the guest",
             ),
             (
-                fields.personality.is_some(),
-                "linux.personality",
-                "not supported in the guest",
-            ),
-            (
                 fields.intel_rdt.is_some(),
                 "linux.intelRdt",
                 "cache and bandwidth allocation belong to the host",
@@ -171,59 +126,6 @@ impl Linux {
             refuse_if(present, || field.to_owned(), why)?;
         }
         self.resources.refuse()
-    }
-}
-
-impl Resources {
-    fn refuse(&self) -> Result<(), SpecError> {
-        let fields = &self.refused;
-        let block_io = &fields.block_io;
-        let network = &fields.network;
-        for (present, field, why) in [
-            (
-                block_io.weight.is_some_and(|weight| weight > 0),
-                "weight",
-                BLOCK_IO,
-            ),
-            (
-                block_io.leaf_weight.is_some_and(|weight| weight > 0),
-                "leafWeight",
-                BLOCK_IO,
-            ),
-            (!block_io.weight_device.is_empty(), "weightDevice", BLOCK_IO),
-            (
-                !block_io.throttle_read_bps_device.is_empty(),
-                "throttleReadBpsDevice",
-                BLOCK_IO,
-            ),
-            (
-                !block_io.throttle_write_bps_device.is_empty(),
-                "throttleWriteBpsDevice",
-                BLOCK_IO,
-            ),
-            (
-                !block_io.throttle_read_iops_device.is_empty(),
-                "throttleReadIOPSDevice",
-                BLOCK_IO,
-            ),
-            (
-                !block_io.throttle_write_iops_device.is_empty(),
-                "throttleWriteIOPSDevice",
-                BLOCK_IO,
-            ),
-        ] {
-            refuse_if(present, || format!("linux.resources.blockIO.{field}"), why)?;
-        }
-        refuse_if(
-            network.class_id.is_some_and(|id| id > 0) || !network.priorities.is_empty(),
-            || "linux.resources.network".to_owned(),
-            "cgroup v2 has no network controllers",
-        )?;
-        refuse_if(
-            !fields.rdma.is_empty(),
-            || "linux.resources.rdma".to_owned(),
-            "the guest has no RDMA devices",
-        )
     }
 }
 

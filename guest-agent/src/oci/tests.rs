@@ -45,9 +45,7 @@ fn what_a_guest_cannot_give_is_refused_by_name() {
         ),
         ("/linux/timeOffsets", json!({ "monotonic": { "secs": 1 } })),
         ("/linux/intelRdt", json!({})),
-        ("/linux/personality", json!({ "domain": "LINUX32" })),
-        ("/process/scheduler", json!({ "policy": "SCHED_FIFO" })),
-        ("/linux/resources", json!({ "blockIO": { "weight": 10 } })),
+        ("/process/execCPUAffinity", json!({ "initial": "0" })),
         (
             "/linux/resources",
             json!({ "rdma": { "mlx5_0": { "hcaHandles": 1 } } }),
@@ -85,11 +83,22 @@ fn empty_objects_request_nothing() {
 }
 
 #[test]
-fn a_seccomp_profile_leads_to_a_warning() {
+fn labels_of_security_modules_lead_to_a_warning() {
     let mut value = minimal();
+    value["process"]["apparmorProfile"] = json!("");
     assert!(parse(&value).unwrap().warnings().is_empty());
-    value["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ERRNO" });
-    assert_eq!(parse(&value).unwrap().warnings().len(), 1);
+    value["process"]["apparmorProfile"] = json!("docker-default");
+    value["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
+    value["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0");
+    let warnings = parse(&value).unwrap().warnings();
+    for (warning, field) in warnings.iter().zip([
+        "process.apparmorProfile",
+        "process.selinuxLabel",
+        "linux.mountLabel",
+    ]) {
+        assert!(warning.starts_with(field), "{warning}");
+    }
+    assert_eq!(warnings.len(), 3);
 }
 
 #[test]
@@ -105,10 +114,9 @@ fn a_wrong_type_names_the_place() {
 
 #[test]
 fn an_exec_process_is_checked_like_a_container_process() {
-    let json =
-        json!({ "args": ["true"], "cwd": "/", "ioPriority": { "class": "IOPRIO_CLASS_IDLE" } });
+    let json = json!({ "args": ["true"], "cwd": "/", "execCPUAffinity": { "initial": "0" } });
     let error = Process::from_json(json.to_string().as_bytes())
         .unwrap_err()
         .to_string();
-    assert!(error.contains("process.ioPriority"), "{error}");
+    assert!(error.contains("process.execCPUAffinity"), "{error}");
 }

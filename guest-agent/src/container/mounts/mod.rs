@@ -4,16 +4,16 @@
 //! are resolved after it ([`mount_all`]). By then the container's root is the only
 //! root there is, so no symlink of an image can lead a mount anywhere else.
 
-use std::collections::VecDeque;
-use std::ffi::OsString;
-use std::fs;
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+mod copy_up;
+mod target;
 
-use nix::errno::Errno;
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::statfs::{PROC_SUPER_MAGIC, fstatfs};
 use nix::unistd::{chdir, pivot_root};
 
 use super::mount_options::{self, MountOptions};
@@ -21,22 +21,7 @@ use super::setup_error::{Context, SetupError};
 use crate::oci::{self, SpecError};
 use crate::sys;
 
-/// Most symlinks followed in one target; the kernel's own limit (path_resolution(7)).
-const MAX_SYMLINKS: usize = 40;
-
-/// Paths below `/proc` that may be covered, because programs such as lxcfs serve
-/// them: runc's list.
-const COVERABLE_IN_PROC: [&str; 9] = [
-    "/proc/cpuinfo",
-    "/proc/diskstats",
-    "/proc/meminfo",
-    "/proc/stat",
-    "/proc/swaps",
-    "/proc/uptime",
-    "/proc/loadavg",
-    "/proc/slabinfo",
-    "/proc/net/dev",
-];
+pub use self::target::make_target;
 
 /// One checked entry of `mounts`.
 #[derive(Clone, Debug)]
@@ -63,7 +48,7 @@ impl PlannedMount {
             options.flags |= MsFlags::MS_BIND;
         }
         // A relative destination counts from the root, as in runc.
-        let destination = clean(&Path::new("/").join(&mount.destination));
+        let destination = target::clean(&Path::new("/").join(&mount.destination));
         let kind = match mount.kind.as_str() {
             "cgroup" => "cgroup2".to_owned(),
             kind => kind.to_owned(),
@@ -73,18 +58,6 @@ impl PlannedMount {
                 field: format!("mounts[{index}].type"),
                 value: kind,
                 must: "a file system type, unless the mount is a bind mount",
-            });
-        }
-        let in_proc = destination.starts_with("/proc") && destination != Path::new("/proc");
-        if in_proc
-            && !COVERABLE_IN_PROC
-                .iter()
-                .any(|path| destination == Path::new(path))
-        {
-            return Err(SpecError::Value {
-                field: format!("mounts[{index}].destination"),
-                value: destination.display().to_string(),
-                must: "outside /proc: it would deceive programs in the container",
             });
         }
         Ok(Self {
@@ -117,6 +90,8 @@ impl PlannedMount {
 pub struct Source {
     mount: OwnedFd,
     is_dir: bool,
+    /// Whether it is part of a proc file system.
+    is_proc: bool,
 }
 
 /// Takes a detached copy of each bind mount's source; other mounts have none.
@@ -132,7 +107,12 @@ pub fn take_sources(mounts: &[PlannedMount]) -> Result<Vec<Option<Source>>, Setu
             let is_dir = fs::metadata(path).or_request(what)?.is_dir();
             let recursive = mount.options.flags.contains(MsFlags::MS_REC);
             let mount = sys::clone_mount(path, recursive).or_request(what)?;
-            Ok(Some(Source { mount, is_dir }))
+            let file_system = fstatfs(&mount).or_request(what)?.filesystem_type();
+            Ok(Some(Source {
+                mount,
+                is_dir,
+                is_proc: file_system == PROC_SUPER_MAGIC,
+            }))
         })
         .collect()
 }
@@ -201,8 +181,18 @@ pub fn set_propagation(path: &Path, flags: MsFlags) -> Result<(), SetupError> {
         .or_guest(|| format!("setting the propagation of {path:?}"))
 }
 
+/// Where `mount` goes, without symlinks; it need not exist yet.
+fn target_of(mount: &PlannedMount, is_proc: bool) -> Result<PathBuf, SetupError> {
+    let destination = &mount.destination;
+    let target = target::resolve(Path::new("/"), destination)
+        .or_request(|| format!("mount point {destination:?}"))?;
+    target::check_proc(&target, is_proc)?;
+    Ok(target)
+}
+
 fn attach(mount: &PlannedMount, source: &Source) -> Result<(), SetupError> {
-    let target = make_target(&mount.destination, source.is_dir)
+    let target = target_of(mount, source.is_proc)?;
+    target::make(&target, source.is_dir)
         .or_request(|| format!("mount point {:?}", mount.destination))?;
     let what = || format!("mounting {:?} at {:?}", mount.source, mount.destination);
     sys::attach_mount(source.mount.as_fd(), &target).or_request(what)?;
@@ -227,12 +217,18 @@ fn mount_new(planned: &PlannedMount) -> Result<(), SetupError> {
         );
         return Err(SetupError::request(text));
     }
-    let target =
-        make_target(destination, true).or_request(|| format!("mount point {destination:?}"))?;
+    let target = target_of(planned, planned.kind == "proc")?;
+    let covered = fs::symlink_metadata(&target).ok();
+    target::make(&target, true).or_request(|| format!("mount point {destination:?}"))?;
     let mut data = planned.options.data.clone();
-    if let Some(found) = existing.filter(|found| planned.kind == "tmpfs" && found.is_dir()) {
+    if let Some(found) = covered.filter(|found| planned.kind == "tmpfs" && found.is_dir()) {
         // The directory keeps its mode unless the options say otherwise: the last one counts.
         data.insert(0, format!("mode={:o}", found.permissions().mode() & 0o7777));
+    }
+    let copy_up = planned.kind == "tmpfs" && planned.options.copy_up;
+    if copy_up {
+        // Covered by the mount, it is still the working directory.
+        chdir(&target).or_request(what)?;
     }
     let data = (!data.is_empty()).then(|| data.join(","));
     let mut flags = planned.options.flags;
@@ -251,93 +247,12 @@ fn mount_new(planned: &PlannedMount) -> Result<(), SetupError> {
         flags,
         data.as_deref(),
     )
-    .or_request(what)
-}
-
-/// Makes sure that `path` exists as a directory or a file and returns it without symlinks.
-pub fn make_target(path: &Path, is_dir: bool) -> io::Result<PathBuf> {
-    let target = resolve(Path::new("/"), path)?;
-    match fs::symlink_metadata(&target) {
-        Ok(found) if found.is_dir() == is_dir => return Ok(target),
-        Ok(_) if is_dir => return Err(Errno::ENOTDIR.into()),
-        Ok(_) => return Err(Errno::EISDIR.into()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+    .or_request(what)?;
+    if copy_up {
+        copy_up::copy_tree(&target)?;
+        chdir("/").or_guest(what)?;
     }
-    let dir = if is_dir {
-        Some(target.as_path())
-    } else {
-        target.parent()
-    };
-    if let Some(dir) = dir {
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(dir)?;
-    }
-    if !is_dir {
-        fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o755)
-            .open(&target)?;
-    }
-    Ok(target)
-}
-
-/// The place `path` means with `root` as the root directory, symlinks followed even
-/// where they lead to what does not exist yet: images ship dangling ones, such as
-/// `/etc/resolv.conf`.
-fn resolve(root: &Path, path: &Path) -> io::Result<PathBuf> {
-    let mut resolved = PathBuf::new();
-    let mut left: VecDeque<OsString> = parts(path).collect();
-    let mut links = 0;
-    while let Some(part) = left.pop_front() {
-        if part == ".." {
-            resolved.pop();
-            continue;
-        }
-        let candidate = resolved.join(&part);
-        match fs::read_link(root.join(&candidate)) {
-            Ok(link) => {
-                links += 1;
-                if links > MAX_SYMLINKS {
-                    return Err(Errno::ELOOP.into());
-                }
-                if link.is_absolute() {
-                    resolved = PathBuf::new();
-                }
-                for part in parts(&link).collect::<Vec<_>>().into_iter().rev() {
-                    left.push_front(part);
-                }
-            }
-            // Not a symlink (EINVAL) or not there.
-            Err(_) => resolved = candidate,
-        }
-    }
-    Ok(root.join(resolved))
-}
-
-fn parts(path: &Path) -> impl Iterator<Item = OsString> {
-    path.components().filter_map(|component| match component {
-        Component::Normal(part) => Some(part.to_owned()),
-        Component::ParentDir => Some("..".into()),
-        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
-    })
-}
-
-/// `path` without `.` and `..`, by its text alone.
-fn clean(path: &Path) -> PathBuf {
-    let mut clean = PathBuf::from("/");
-    for part in parts(path) {
-        if part == ".." {
-            clean.pop();
-        } else {
-            clean.push(part);
-        }
-    }
-    clean
+    Ok(())
 }
 
 #[cfg(test)]

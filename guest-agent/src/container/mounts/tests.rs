@@ -1,5 +1,6 @@
 use std::os::unix::fs::symlink;
 
+use super::target::{check_proc, resolve};
 use super::*;
 
 fn planned(destination: &str, kind: &str, options: &[&str]) -> Result<PlannedMount, SpecError> {
@@ -83,12 +84,29 @@ fn targets_are_made_as_what_they_have_to_be() {
 
 #[test]
 fn nothing_covers_proc_but_the_known_files() {
-    for path in ["/proc/sys", "/proc/self/exe", "/x/../proc/1"] {
-        assert!(planned(path, "tmpfs", &[]).is_err(), "{path} was accepted");
-    }
-    assert!(planned("/proc", "proc", &[]).is_ok());
-    assert!(planned("/proc/cpuinfo", "bind", &[]).is_ok());
-    assert!(planned("/process", "tmpfs", &[]).is_ok());
+    let check =
+        |path: &str, is_proc| check_proc(Path::new(path), is_proc).map_err(|error| error.text);
+    assert_eq!(
+        check("/proc/sys", true),
+        Err("\"/proc/sys\" cannot be mounted because it is inside /proc".to_owned())
+    );
+    assert!(check("/proc/self/exe", false).is_err());
+    assert_eq!(
+        check("/proc", false),
+        Err("\"/proc\" cannot be mounted because it is not of type proc".to_owned())
+    );
+    assert!(check("/proc", true).is_ok());
+    assert!(check("/proc/cpuinfo", false).is_ok());
+    assert!(check("/process", false).is_ok());
+}
+
+#[test]
+fn a_symlink_into_proc_is_seen_through() {
+    let root = Scratch::new("proc");
+    symlink("/proc/1", root.0.join("data")).unwrap();
+    let target = resolve(&root.0, Path::new("/data/attr")).unwrap();
+    let inside = Path::new("/").join(target.strip_prefix(&root.0).unwrap());
+    assert!(check_proc(&inside, false).is_err(), "{inside:?}");
 }
 
 #[test]
