@@ -28,6 +28,19 @@ pub struct Config {
     pub log_level: LogLevel,
     /// Appended to the guest's kernel command line.
     pub kernel_params: String,
+    /// What becomes of AppArmor and SELinux labels in a spec.
+    pub lsm_labels: LabelPolicy,
+}
+
+/// The guest has neither AppArmor nor SELinux, and the host's act on the VMM only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LabelPolicy {
+    /// They are dropped, with a warning: the VM confines the container.
+    #[default]
+    Ignore,
+    /// Create and Exec refuse them by the name of the field.
+    Refuse,
 }
 
 /// Names of the log levels.
@@ -66,6 +79,7 @@ impl Default for Config {
             default_memory_mib: 64,
             log_level: LogLevel::Info,
             kernel_params: String::new(),
+            lsm_labels: LabelPolicy::Ignore,
         }
     }
 }
@@ -230,7 +244,8 @@ mod tests {
     fn every_key_can_be_set() {
         let config = parse(
             "vmm = \"/a\"\nkernel = \"/b\"\ninitramfs = \"/c\"\ndefault_vcpus = 2\n\
-             default_memory_mib = 128\nlog_level = \"debug\"\nkernel_params = \"a=b\"\n",
+             default_memory_mib = 128\nlog_level = \"debug\"\nkernel_params = \"a=b\"\n\
+             lsm_labels = \"refuse\"\n",
         );
         let config = config.unwrap();
         assert_eq!(
@@ -240,6 +255,7 @@ mod tests {
         assert_eq!((config.default_vcpus, config.default_memory_mib), (2, 128));
         assert_eq!(config.log_level, LogLevel::Debug);
         assert_eq!(config.kernel_params, "a=b");
+        assert_eq!(config.lsm_labels, LabelPolicy::Refuse);
     }
 
     #[test]

@@ -4,15 +4,17 @@
 //! containerd gives this five seconds and takes a failure for "exit status
 //! unknown", so whatever cannot be undone is logged and the answer still given.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::DeleteResponse;
 use log::LevelFilter;
 
+use crate::bootstrap;
 use crate::container::process::KILLED;
 use crate::error::chain;
 use crate::flags::Flags;
+use crate::hooks;
 use crate::mount;
 use crate::sandbox::cleanup;
 use crate::sandbox::state_file::{StateFile, run_dir};
@@ -32,8 +34,11 @@ pub fn delete(flags: &Flags) -> DeleteResponse {
     crate::log::init(&bundle, &flags.id, level);
     let pid = match StateFile::load(run_dir(&flags.namespace, &flags.id)) {
         Ok(Some(file)) => clean_up(&file),
-        // Nothing was made, or another container of the pod holds it.
-        Ok(None) => 0,
+        // Hardly anything was made, or another container of the pod holds it.
+        Ok(None) => {
+            remove_abandoned_socket(flags, &bundle);
+            0
+        }
         Err(error) => {
             log::error!("the sandbox's state cannot be read, nothing is cleaned up: {error}");
             0
@@ -50,12 +55,27 @@ pub fn delete(flags: &Flags) -> DeleteResponse {
     }
 }
 
-/// Returns the pid containerd knew the task by.
-fn clean_up(file: &StateFile) -> u32 {
+/// A `start` that was killed at the wrong moment leaves its socket and no record.
+fn remove_abandoned_socket(flags: &Flags, bundle: &Path) {
+    let Some(socket) = bootstrap::abandoned_socket(flags, bundle) else {
+        return;
+    };
+    match std::fs::remove_file(&socket) {
+        Ok(()) => log::info!("removed {}, on which nobody listens", socket.display()),
+        Err(error) => log::error!("{} cannot be removed: {error}", socket.display()),
+    }
+}
+
+/// Undoes everything on record. Returns the pid containerd knew the task by.
+pub fn clean_up(file: &StateFile) -> u32 {
     let state = file.state();
     let pid = state.vmm.and_then(|vmm| u32::try_from(vmm.pid).ok());
     // The shim first: it would still act on what is undone here.
     let shim = state.shim.map_or(Ok(()), |shim| cleanup::kill(&shim));
+    if let Some(Err(error)) = state.vmm.map(|vmm| cleanup::kill(&vmm)) {
+        log::error!("clean-up: {}", chain(&error));
+    }
+    hooks::poststop_after_crash(file);
     let steps = [
         shim,
         cleanup::release_sandbox(file),

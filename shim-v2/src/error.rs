@@ -11,6 +11,7 @@ use crate::container::oci::SpecError;
 use crate::container::process::StateError;
 use crate::container::rootfs::RootfsError;
 use crate::container::stdio::StdioError;
+use crate::hooks::HookError;
 use crate::ids::InvalidId;
 use crate::mount::MountError;
 use crate::sandbox::SlotError;
@@ -35,6 +36,14 @@ pub enum Error {
     /// The wrong moment for this verb.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The wrong moment for this verb, because the machine is dead.
+    #[error("{state}: the virtual machine ended: {reason}")]
+    Died {
+        /// What is wrong with the verb.
+        state: StateError,
+        /// Why the machine ended.
+        reason: String,
+    },
     /// The sandbox is not there to use.
     #[error(transparent)]
     Slot(#[from] SlotError),
@@ -44,6 +53,9 @@ pub enum Error {
     /// Rootfs and volumes.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
+    /// A hook on the host.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// Fifos and streams.
     #[error(transparent)]
     Stdio(#[from] StdioError),
@@ -62,8 +74,16 @@ pub enum Error {
     #[error("the shim failed in {0}: see containerd's log")]
     Panicked(&'static str),
     /// A verb this runtime does not have.
-    #[error("{0} is not supported by this runtime")]
-    Unsupported(&'static str),
+    #[error("{verb} is not supported by this runtime: {why}")]
+    Unsupported {
+        /// The verb.
+        verb: &'static str,
+        /// What is in its way.
+        why: &'static str,
+    },
+    /// An answer that protobuf refuses to write.
+    #[error("the answer cannot be encoded")]
+    Encode(#[from] protobuf::Error),
 }
 
 impl Error {
@@ -75,10 +95,10 @@ impl Error {
             Self::Id(_) | Self::Spec(_) | Self::Stdio(_) | Self::Argument { .. } => {
                 Code::INVALID_ARGUMENT
             }
-            Self::Config(_) | Self::State(StateError::NotCreated | StateError::Running) => {
-                Code::FAILED_PRECONDITION
-            }
-            Self::State(StateError::NotRunning) | Self::Slot(_) => Code::FAILED_PRECONDITION,
+            Self::State(StateError::Wrong { .. } | StateError::NotCreated)
+            | Self::Died { .. }
+            | Self::Config(_)
+            | Self::Slot(_) => Code::FAILED_PRECONDITION,
             // containerd takes NotFound from Kill and Delete as "done already".
             Self::State(StateError::Finished) => Code::NOT_FOUND,
             Self::Lookup(LookupError::NoContainer(_) | LookupError::NoExec(..)) => Code::NOT_FOUND,
@@ -90,9 +110,11 @@ impl Error {
             Self::Rootfs(RootfsError::Mount(
                 MountError::Option { .. } | MountError::TooLong { .. },
             )) => Code::INVALID_ARGUMENT,
-            Self::Rootfs(_) | Self::Panicked(_) => Code::INTERNAL,
+            Self::Rootfs(_) | Self::Panicked(_) | Self::Encode(_) => Code::INTERNAL,
+            // As with runc, whose errors all are.
+            Self::Hook(_) => Code::UNKNOWN,
             Self::Agent(error) => agent_code(error),
-            Self::Unsupported(_) => Code::UNIMPLEMENTED,
+            Self::Unsupported { .. } => Code::UNIMPLEMENTED,
         }
     }
 
@@ -109,6 +131,7 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Bell(BellError::Version(_)) => Code::FAILED_PRECONDITION,
         BootError::Deadline => Code::DEADLINE_EXCEEDED,
         BootError::Cancelled => Code::CANCELLED,
+        BootError::Hook(_) => Code::UNKNOWN,
         BootError::Agent(error) => agent_code(error),
         BootError::Mount(_)
         | BootError::Host { .. }

@@ -63,6 +63,18 @@ fn what_the_caller_got_wrong() {
         uri: "u".into(),
     };
     let id = crate::ids::check("").unwrap_err();
+    let wrong = StateError::Wrong {
+        verb: "v",
+        state: "s",
+    };
+    let died = Error::Died {
+        state: wrong,
+        reason: "r".into(),
+    };
+    let unsupported = Error::Unsupported {
+        verb: "v",
+        why: "w",
+    };
     check(vec![
         (id.into(), INVALID_ARGUMENT),
         (missing_kernel().into(), FAILED_PRECONDITION),
@@ -78,9 +90,9 @@ fn what_the_caller_got_wrong() {
             LookupError::ExecExists("c".into(), "e".into()).into(),
             ALREADY_EXISTS,
         ),
+        (wrong.into(), FAILED_PRECONDITION),
+        (died, FAILED_PRECONDITION),
         (StateError::NotCreated.into(), FAILED_PRECONDITION),
-        (StateError::Running.into(), FAILED_PRECONDITION),
-        (StateError::NotRunning.into(), FAILED_PRECONDITION),
         (StateError::Finished.into(), NOT_FOUND),
         (SlotError::Booting.into(), FAILED_PRECONDITION),
         (SlotError::Ended.into(), FAILED_PRECONDITION),
@@ -92,7 +104,7 @@ fn what_the_caller_got_wrong() {
             INVALID_ARGUMENT,
         ),
         (Error::Panicked("create"), INTERNAL),
-        (Error::Unsupported("Pause"), UNIMPLEMENTED),
+        (unsupported, UNIMPLEMENTED),
     ]);
 }
 

@@ -7,12 +7,14 @@
 //! except the shim's own end, and that for [`FLUSH`] at most.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use containerd_shim_protos::events::task::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskStart,
+    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOOM, TaskPaused,
+    TaskResumed, TaskStart,
 };
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim::events::ForwardRequest;
@@ -50,6 +52,9 @@ event!(TaskExit, TASK_EXIT_EVENT_TOPIC);
 event!(TaskDelete, TASK_DELETE_EVENT_TOPIC);
 event!(TaskExecAdded, TASK_EXEC_ADDED_EVENT_TOPIC);
 event!(TaskExecStarted, TASK_EXEC_STARTED_EVENT_TOPIC);
+event!(TaskOOM, TASK_OOM_EVENT_TOPIC);
+event!(TaskPaused, TASK_PAUSED_EVENT_TOPIC);
+event!(TaskResumed, TASK_RESUMED_EVENT_TOPIC);
 
 /// Where events go; in tests a recorder.
 #[async_trait]
@@ -69,6 +74,7 @@ struct Queue {
     pending: Mutex<VecDeque<Envelope>>,
     added: Notify,
     empty: watch::Sender<bool>,
+    closed: AtomicBool,
 }
 
 impl Events {
@@ -78,6 +84,7 @@ impl Events {
             pending: Mutex::default(),
             added: Notify::new(),
             empty: watch::Sender::new(true),
+            closed: AtomicBool::new(false),
         });
         tokio::spawn(deliver(queue.clone(), sink));
         Self {
@@ -88,6 +95,9 @@ impl Events {
 
     /// Queues an event behind all earlier ones; never waits.
     pub fn publish<E: Event>(&self, event: &E) {
+        if self.queue.closed.load(Ordering::Relaxed) {
+            return log::debug!("event {} comes after the last", E::TOPIC);
+        }
         let value = match event.write_to_bytes() {
             Ok(value) => value,
             Err(error) => return log::error!("event {} cannot be encoded: {error}", E::TOPIC),
@@ -113,6 +123,11 @@ impl Events {
         self.queue.empty.send_replace(false);
         drop(pending);
         self.queue.added.notify_one();
+    }
+
+    /// Nothing more is told: what happens from now on containerd tells by itself.
+    pub fn close(&self) {
+        self.queue.closed.store(true, Ordering::Relaxed);
     }
 
     /// Waits until everything queued was accepted, but no longer than [`FLUSH`].
@@ -270,13 +285,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn order_survives_refusals() {
+    async fn order_survives_refusals_and_nothing_follows_the_end() {
         let recorder = Recorder::default();
         let events = Events::start("ns", recorder.clone());
         events.publish(&TaskCreate::default());
         events.publish(&TaskStart::default());
         events.publish(&TaskExit::default());
         events.publish(&TaskDelete::default());
+        events.close();
+        events.publish(&TaskExit::default());
         events.flush().await;
         let topics = recorder.0.lock().unwrap().1.clone();
         assert_eq!(
@@ -310,10 +327,22 @@ mod tests {
     }
 
     #[test]
-    fn type_urls_are_the_ones_containerd_registers() {
-        assert_eq!(
-            TaskExit::descriptor().full_name(),
-            "containerd.events.TaskExit"
-        );
+    fn topics_and_type_urls_are_the_ones_containerd_registers() {
+        fn check<E: Event>(name: &str, topic: &str) {
+            assert_eq!(
+                E::descriptor().full_name(),
+                format!("containerd.events.{name}")
+            );
+            assert_eq!(E::TOPIC, topic);
+        }
+        check::<TaskCreate>("TaskCreate", "/tasks/create");
+        check::<TaskStart>("TaskStart", "/tasks/start");
+        check::<TaskExit>("TaskExit", "/tasks/exit");
+        check::<TaskDelete>("TaskDelete", "/tasks/delete");
+        check::<TaskExecAdded>("TaskExecAdded", "/tasks/exec-added");
+        check::<TaskExecStarted>("TaskExecStarted", "/tasks/exec-started");
+        check::<TaskOOM>("TaskOOM", "/tasks/oom");
+        check::<TaskPaused>("TaskPaused", "/tasks/paused");
+        check::<TaskResumed>("TaskResumed", "/tasks/resumed");
     }
 }

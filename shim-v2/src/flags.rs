@@ -33,6 +33,8 @@ pub struct Flags {
     pub id: String,
     /// containerd's gRPC address; part of the socket's name, so that two daemons never collide.
     pub address: String,
+    /// The program through which events are published when `TTRPC_ADDRESS` is not set.
+    pub publish_binary: String,
     /// The bundle, given for `delete`; otherwise it is the working directory.
     pub bundle: Option<PathBuf>,
     /// Log at debug level.
@@ -70,6 +72,7 @@ impl Flags {
             namespace: String::new(),
             id: String::new(),
             address: String::new(),
+            publish_binary: String::new(),
             bundle: None,
             debug: false,
         };
@@ -89,9 +92,9 @@ impl Flags {
                 "id" => flags.id = text()?,
                 "address" => flags.address = text()?,
                 "bundle" => flags.bundle = Some(text()?.into()),
-                // Given by every containerd and of no use here: events go over ttrpc,
-                // and the socket is an inherited descriptor.
-                "publish-binary" | "socket" => drop(text()?),
+                "publish-binary" => flags.publish_binary = text()?,
+                // Of no use here: the socket is an inherited descriptor.
+                "socket" => drop(text()?),
                 "debug" => flags.debug = boolean(name, value)?,
                 "v" | "version" => version = boolean(name, value)?,
                 "info" => info = boolean(name, value)?,
@@ -156,7 +159,7 @@ mod tests {
             "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id c1 -debug start",
         );
         let two = parse(
-            "--namespace=k8s.io --address=/run/c.sock --publish-binary= --id c1 --debug=true start",
+            "--namespace=k8s.io --address=/run/c.sock --publish-binary=/usr/bin/containerd --id c1 --debug=true start",
         );
         assert_eq!(one, two);
         let flags = one.unwrap();
@@ -166,6 +169,14 @@ mod tests {
             ("k8s.io", "c1")
         );
         assert!(flags.debug);
+    }
+
+    #[test]
+    fn empty_address_and_publisher_are_accepted() {
+        let line = ["-namespace", "n", "-address", "", "-publish-binary", ""];
+        let line = line.into_iter().chain(["-id", "c1", "start"]);
+        let flags = Flags::parse(line.map(str::to_owned)).unwrap();
+        assert_eq!((flags.address, flags.publish_binary), Default::default());
     }
 
     #[test]

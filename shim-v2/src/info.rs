@@ -4,6 +4,8 @@ use containerd_shim_protos::types::introspection::{RuntimeInfo, RuntimeVersion};
 use protobuf::well_known_types::any::Any;
 use serde_json::json;
 
+use crate::hooks::OCI_VERSION;
+
 /// The runtime's name in containerd.
 pub const RUNTIME: &str = "io.containerd.rust.v2";
 /// Type URL under which containerd knows the OCI features document.
@@ -36,23 +38,146 @@ pub fn runtime_info() -> RuntimeInfo {
     }
 }
 
+/// Mount options that hold for one mount, and with an `r` in front for all below it.
+const MOUNT_ATTRIBUTES: [&str; 18] = [
+    "ro",
+    "rw",
+    "nosuid",
+    "suid",
+    "nodev",
+    "dev",
+    "noexec",
+    "exec",
+    "noatime",
+    "atime",
+    "nodiratime",
+    "diratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+    "nosymfollow",
+    "symfollow",
+];
+/// All other mount options that are no file system's own.
+const MOUNT_OPTIONS: [&str; 26] = [
+    "defaults",
+    "async",
+    "sync",
+    "dirsync",
+    "bind",
+    "rbind",
+    "remount",
+    "mand",
+    "nomand",
+    "silent",
+    "loud",
+    "acl",
+    "noacl",
+    "iversion",
+    "noiversion",
+    "lazytime",
+    "nolazytime",
+    "private",
+    "rprivate",
+    "shared",
+    "rshared",
+    "slave",
+    "rslave",
+    "unbindable",
+    "runbindable",
+    "tmpcopyup",
+];
+/// Every capability of the guest's kernel.
+const CAPABILITIES: &[&str] = &[
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_DAC_READ_SEARCH",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETPCAP",
+    "CAP_LINUX_IMMUTABLE",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_BROADCAST",
+    "CAP_NET_ADMIN",
+    "CAP_NET_RAW",
+    "CAP_IPC_LOCK",
+    "CAP_IPC_OWNER",
+    "CAP_SYS_MODULE",
+    "CAP_SYS_RAWIO",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_PACCT",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_BOOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_RESOURCE",
+    "CAP_SYS_TIME",
+    "CAP_SYS_TTY_CONFIG",
+    "CAP_MKNOD",
+    "CAP_LEASE",
+    "CAP_AUDIT_WRITE",
+    "CAP_AUDIT_CONTROL",
+    "CAP_SETFCAP",
+    "CAP_MAC_OVERRIDE",
+    "CAP_MAC_ADMIN",
+    "CAP_SYSLOG",
+    "CAP_WAKE_ALARM",
+    "CAP_BLOCK_SUSPEND",
+    "CAP_AUDIT_READ",
+    "CAP_PERFMON",
+    "CAP_BPF",
+    "CAP_CHECKPOINT_RESTORE",
+];
+
 /// The OCI features document (runtime-spec `features.md`): what a spec may ask for.
 fn features() -> serde_json::Value {
+    let recursive = MOUNT_ATTRIBUTES.map(|option| format!("r{option}"));
+    let options = MOUNT_OPTIONS.iter().chain(&MOUNT_ATTRIBUTES).copied();
+    let options = options.chain(recursive.iter().map(String::as_str));
     json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.2.0",
-        "hooks": [],
-        "mountOptions": ["bind", "rbind", "ro", "rw", "nodev", "nosuid", "noexec"],
+        "ociVersionMax": OCI_VERSION,
+        "hooks": [
+            "prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop",
+        ],
+        "mountOptions": options.collect::<Vec<_>>(),
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
-            "cgroup": { "v1": false, "v2": true, "systemd": false },
-            "seccomp": { "enabled": false },
+            "capabilities": CAPABILITIES,
+            "cgroup": {
+                "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": false,
+            },
+            "seccomp": {
+                "enabled": true,
+                "actions": [
+                    "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL", "SCMP_ACT_KILL_PROCESS",
+                    "SCMP_ACT_KILL_THREAD", "SCMP_ACT_LOG", "SCMP_ACT_TRACE", "SCMP_ACT_TRAP",
+                ],
+                "operators": [
+                    "SCMP_CMP_EQ", "SCMP_CMP_GE", "SCMP_CMP_GT", "SCMP_CMP_LE", "SCMP_CMP_LT",
+                    "SCMP_CMP_MASKED_EQ", "SCMP_CMP_NE",
+                ],
+                "archs": ["SCMP_ARCH_X32", "SCMP_ARCH_X86", "SCMP_ARCH_X86_64"],
+                "knownFlags": SECCOMP_FLAGS,
+                "supportedFlags": SECCOMP_FLAGS,
+            },
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },
+            "intelRdt": { "enabled": false },
             "mountExtensions": { "idmap": { "enabled": false } },
         },
     })
 }
+
+const SECCOMP_FLAGS: [&str; 3] = [
+    "SECCOMP_FILTER_FLAG_TSYNC",
+    "SECCOMP_FILTER_FLAG_LOG",
+    "SECCOMP_FILTER_FLAG_SPEC_ALLOW",
+];
 
 #[cfg(test)]
 mod tests {
@@ -66,5 +191,12 @@ mod tests {
         assert_eq!(info.name, "io.containerd.rust.v2");
         let features: serde_json::Value = serde_json::from_slice(&info.features.value).unwrap();
         assert_eq!(features["linux"]["cgroup"]["v2"], true);
+        // What containerd's CRI plugin asks for before it uses it.
+        let options = features["mountOptions"].as_array().unwrap();
+        assert!(options.contains(&"rro".into()) && !options.contains(&"idmap".into()));
+        assert_eq!(
+            features["linux"]["capabilities"].as_array().unwrap().len(),
+            41
+        );
     }
 }

@@ -6,6 +6,7 @@
 //! whole picture; the modules, in the order of a container's life:
 #![deny(unsafe_code)]
 
+mod beneath;
 mod bootstrap;
 mod caller;
 mod config;
@@ -14,10 +15,13 @@ mod delete;
 mod error;
 mod events;
 mod flags;
+mod hooks;
 mod ids;
 mod info;
 mod log;
 mod mount;
+mod overlay;
+mod publisher;
 mod sandbox;
 mod server;
 mod shim;
@@ -33,6 +37,9 @@ use protobuf::Message;
 use flags::{Action, Flags};
 
 fn main() -> ExitCode {
+    if let Err(error) = sys::keep_descriptors_from_children() {
+        return fail(&error);
+    }
     let flags = match Flags::parse(std::env::args().skip(1)) {
         Ok(flags) => flags,
         Err(error) => return fail(&error),

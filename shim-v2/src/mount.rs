@@ -2,17 +2,17 @@
 //! for the share.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{MoveMountFlags, move_mount};
 use thiserror::Error;
 
+use crate::overlay::{MAX_DATA_LEN, Overlay};
 use crate::sys;
-
-/// Longest option string mount(2) takes: one page with its NUL.
-const MAX_DATA_LEN: usize = 4095;
 
 /// A mount that failed.
 #[derive(Debug, Error)]
@@ -74,11 +74,28 @@ pub fn mount_snapshot(
         let option = option.clone();
         return Err(MountError::Option { what, option });
     }
-    let data = data.join(",");
-    if data.len() > MAX_DATA_LEN {
-        let len = data.len();
-        return Err(MountError::TooLong { what, len });
+    let len = data.iter().map(|option| option.len() + 1).sum::<usize>();
+    if len > MAX_DATA_LEN + 1 {
+        let too_long = Err(io::ErrorKind::ArgumentListTooLong.into());
+        let overlay = Overlay {
+            source,
+            flags,
+            data: &data,
+        };
+        let mounted = match kind {
+            "overlay" => overlay.mount(target),
+            _ => too_long,
+        };
+        return mounted.map_err(|source| match source.kind() {
+            io::ErrorKind::ArgumentListTooLong => MountError::TooLong { what, len },
+            _ => MountError::Mount {
+                what,
+                target: target.to_owned(),
+                source,
+            },
+        });
     }
+    let data = data.join(",");
     let failed = |errno: Errno| MountError::Mount {
         what: what.clone(),
         target: target.to_owned(),
@@ -135,6 +152,26 @@ fn split_options(options: &[String]) -> (MsFlags, Vec<String>) {
 /// # Errors
 /// [`MountError::Mount`].
 pub fn clone_tree(source: &Path, target: &Path, options: CloneOptions) -> Result<(), MountError> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let place = rustix::fs::open(target, flags, Mode::empty());
+    let place = place.map_err(|errno| MountError::Mount {
+        what: format!("a copy of {}", source.display()),
+        target: target.to_owned(),
+        source: errno.into(),
+    })?;
+    clone_tree_at(source, place.as_fd(), target, options)
+}
+
+/// As [`clone_tree`], at the open `place`, which is named `target`.
+///
+/// # Errors
+/// [`MountError::Mount`].
+pub fn clone_tree_at(
+    source: &Path,
+    place: BorrowedFd<'_>,
+    target: &Path,
+    options: CloneOptions,
+) -> Result<(), MountError> {
     let mut attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
     if options.readonly {
         attributes |= libc::MOUNT_ATTR_RDONLY;
@@ -147,7 +184,9 @@ pub fn clone_tree(source: &Path, target: &Path, options: CloneOptions) -> Result
     let attach = || {
         let tree = sys::clone_mount(source, options.recursive)?;
         sys::set_mount_attributes(tree.as_fd(), attributes, propagation)?;
-        sys::attach_mount(tree.as_fd(), target)
+        let open =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        Ok::<_, io::Error>(move_mount(tree, "", place, "", open)?)
     };
     attach().map_err(|error| MountError::Mount {
         what: format!("a copy of {}", source.display()),
@@ -244,8 +283,8 @@ mod tests {
     #[test]
     fn an_option_string_past_a_page_is_refused_before_the_kernel_cuts_it() {
         let options = ["x".repeat(5000)];
-        let error = mount_snapshot("overlay", "overlay", &options, Path::new("/nowhere"));
-        assert!(matches!(error, Err(MountError::TooLong { len: 5000, .. })));
+        let error = mount_snapshot("ext4", "/dev/x", &options, Path::new("/nowhere"));
+        assert!(matches!(error, Err(MountError::TooLong { len: 5001, .. })));
     }
 
     #[test]

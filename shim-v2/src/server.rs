@@ -1,10 +1,11 @@
 //! The resident server: one per pod, on the socket `start` bound.
 
 use std::collections::HashMap;
-use std::io;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,10 +15,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use ttrpc::asynchronous::{Server, Service};
 
+use crate::bootstrap::SERVING;
 use crate::config::{self, Config};
 use crate::events::{Containerd, Events};
 use crate::flags::Flags;
-use crate::sandbox::state_file::{ProcessRef, State, StateFile, run_dir};
+use crate::publisher::Publisher;
+use crate::sandbox::state_file::{ProcessRef, StateFile, run_dir};
 use crate::shim::Shim;
 use crate::task::TaskService;
 
@@ -44,14 +47,11 @@ pub fn run(flags: &Flags) -> io::Result<()> {
         Err(_) => LevelFilter::Info,
     };
     crate::log::init(&bundle, &flags.id, level);
-    if let Err(error) = crate::log::capture_stderr(&bundle) {
-        log::debug!("no log fifo: {error}");
-    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .build()?;
-    let served = runtime.block_on(serve(flags, bundle, listener));
+    let served = runtime.block_on(serve(flags, &bundle, listener));
     // A blocking thread that hangs in the kernel must not keep the shim alive.
     runtime.shutdown_background();
     served
@@ -66,23 +66,47 @@ fn take_listener() -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn serve(flags: &Flags, bundle: PathBuf, listener: UnixListener) -> io::Result<()> {
-    let socket = listener.local_addr()?.as_pathname().map(Path::to_owned);
-    let state = State {
-        shim: i32::try_from(std::process::id())
-            .ok()
-            .and_then(ProcessRef::of),
-        socket,
-        bundle,
-        ..State::default()
+/// Tells `start` that it may go. Its pipe would break as soon as it did: from now on
+/// standard error is the log's fifo.
+fn dismiss_start(bundle: &Path) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(SERVING.as_bytes())?;
+    stdout.flush()?;
+    let null = OpenOptions::new().write(true).open("/dev/null")?;
+    nix::unistd::dup2_stdout(&null)?;
+    if let Err(error) = crate::log::capture_stderr(bundle) {
+        log::debug!("no log fifo: {error}");
+        nix::unistd::dup2_stderr(&null)?;
+    }
+    Ok(())
+}
+
+/// The record `start` made of this shim, now with its process.
+fn adopt_record(flags: &Flags) -> io::Result<StateFile> {
+    let dir = run_dir(&flags.namespace, &flags.id);
+    let Some(file) = StateFile::load(dir.clone())? else {
+        let text = format!("{} has no state.json: run `start`", dir.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, text));
     };
-    let file = Arc::new(StateFile::create(
-        run_dir(&flags.namespace, &flags.id),
-        state,
-    )?);
+    let own = i32::try_from(std::process::id()).ok();
+    file.record(|state| state.shim = own.and_then(ProcessRef::of))?;
+    Ok(file)
+}
+
+/// The queue of events, on the best way to containerd there is.
+fn events(flags: &Flags) -> Events {
     let ttrpc_address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
-    let events = Events::start(&flags.namespace, Containerd::new(&ttrpc_address));
-    let shim = Arc::new(Shim::new(file, events));
+    if ttrpc_address.is_empty()
+        && let Some(publisher) = Publisher::new(&flags.publish_binary, &flags.address)
+    {
+        return Events::start(&flags.namespace, publisher);
+    }
+    Events::start(&flags.namespace, Containerd::new(&ttrpc_address))
+}
+
+async fn serve(flags: &Flags, bundle: &Path, listener: UnixListener) -> io::Result<()> {
+    let file = Arc::new(adopt_record(flags)?);
+    let shim = Arc::new(Shim::new(file, events(flags)));
     let listener = tokio::net::UnixListener::from_std(listener)?;
     let mut server = Server::new()
         .add_listener(listener.into())
@@ -90,6 +114,7 @@ async fn serve(flags: &Flags, bundle: PathBuf, listener: UnixListener) -> io::Re
     server.start().await.map_err(io::Error::other)?;
     ignore(SignalKind::terminate())?;
     ignore(SignalKind::interrupt())?;
+    dismiss_start(bundle)?;
     tokio::spawn(shim.clone().end_when_abandoned());
 
     // The sender lives in `shim`, so waiting cannot fail.

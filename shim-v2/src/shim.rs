@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use crate::container::Containers;
 use crate::error::chain;
 use crate::events::Events;
+use crate::hooks;
 use crate::sandbox::state_file::StateFile;
 use crate::sandbox::{self, Slot, cleanup};
 
@@ -16,6 +17,8 @@ use crate::sandbox::{self, Slot, cleanup};
 const FIRST_CONTAINER: Duration = Duration::from_secs(60);
 /// How long a shim whose last container went waits for Shutdown.
 const LAST_CONTAINER: Duration = Duration::from_secs(10);
+/// How long the exits of a stopped machine's containers may take to be known.
+const EXITS: Duration = Duration::from_millis(500);
 /// How long an unfinished Create may take to notice that it is cancelled.
 const CANCEL: Duration = Duration::from_secs(2);
 
@@ -69,9 +72,23 @@ impl Shim {
             // A Create that is under way cleans up after itself.
             drop(timeout(CANCEL, count.wait_for(|count| *count == 0)).await);
         }
+        if self.containers.any_ready() {
+            // Of tasks whose shim goes away containerd publishes the exit itself.
+            self.events.close();
+        }
         match self.slot.end() {
-            Some(sandbox) => sandbox.stop().await,
+            Some(sandbox) => {
+                if !self.file.state().hooked.is_empty() {
+                    sandbox.end_vm().await;
+                    hooks::poststop_all(&self.file).await;
+                }
+                sandbox.stop().await;
+            }
             None => sandbox::release(self.file.clone()).await,
+        }
+        // Those who wait for what still ran, as with `now`, get its exit.
+        if timeout(EXITS, self.containers.all_ended()).await.is_err() {
+            log::warn!("an exit was not told before the shim's end");
         }
         self.events.flush().await;
         // Before anybody sees the connection close: containerd then runs `delete`,

@@ -5,7 +5,7 @@
 //! allocates nothing, takes no lock and logs nothing; every string and descriptor
 //! it needs is prepared before.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CString, c_char, c_int};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -173,6 +173,15 @@ fn prepare_and_exec(program: &Program, argv: &[*const c_char], envp: &[*const c_
     3
 }
 
+/// Makes every descriptor above the standard streams one that ends with exec: whatever
+/// the caller left open is not for hooks or the VMM.
+pub fn keep_descriptors_from_children() -> io::Result<()> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC;
+    // SAFETY: close_range(2) takes no memory and with this flag closes nothing.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, flags) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
 /// Opens a pidfd for a running process.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: plain system call without memory arguments.
@@ -247,24 +256,6 @@ pub fn set_mount_attributes(tree: BorrowedFd<'_>, set: u64, propagation: u64) ->
             flags,
             &raw const attr,
             size_of::<MountAttr>(),
-        )
-    };
-    Errno::result(result).map(drop).map_err(io::Error::from)
-}
-
-/// Attaches a cloned mount at `target`.
-pub fn attach_mount(tree: BorrowedFd<'_>, target: &Path) -> io::Result<()> {
-    let path = c_path(target)?;
-    let empty: &CStr = c"";
-    // SAFETY: both paths are NUL-terminated and outlive the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_move_mount,
-            tree.as_raw_fd(),
-            empty.as_ptr(),
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            libc::MOVE_MOUNT_F_EMPTY_PATH,
         )
     };
     Errno::result(result).map(drop).map_err(io::Error::from)

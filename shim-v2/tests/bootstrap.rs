@@ -240,6 +240,69 @@ async fn delete_cleans_up_after_a_killed_and_after_a_stuck_shim() {
     }
 }
 
+/// Starts a shim and kills it before anybody cleans up.
+async fn start_and_kill(bundle: &Bundle) -> PathBuf {
+    let address = bundle.start(b"");
+    let client = connect(&address).await;
+    let pid = shim_pid(&client, "containerd.task.v2.Task").await;
+    let sent = Command::new("kill")
+        .args(["-KILL", &pid.to_string()])
+        .status();
+    assert!(sent.expect("kill can be executed").success());
+    wait_for(|| is_zombie(pid)).await;
+    PathBuf::from(address.trim_start_matches("unix://"))
+}
+
+#[tokio::test]
+async fn delete_without_a_record_removes_the_socket() {
+    let Some(bundle) = Bundle::new("norecord") else {
+        return;
+    };
+    let socket = start_and_kill(&bundle).await;
+    // As if `start` itself had been killed right after it bound the socket.
+    std::fs::remove_dir_all(bundle.run_dir()).expect("there is a record");
+    assert!(socket.exists());
+    assert!(bundle.shim("delete", b"").status.success());
+    assert!(!socket.exists(), "{} is left", socket.display());
+}
+
+#[tokio::test]
+async fn start_undoes_what_a_dead_shim_of_the_same_id_left() {
+    let Some(bundle) = Bundle::new("leftover") else {
+        return;
+    };
+    let socket = start_and_kill(&bundle).await;
+    let left = bundle.run_dir().join("jail/share");
+    std::fs::create_dir_all(&left).expect("a run directory");
+    let address = bundle.start(b"");
+    assert_eq!(address, format!("unix://{}", socket.display()));
+    assert!(!left.exists(), "{} is left", left.display());
+    let client = connect(&address).await;
+    let pid = shim_pid(&client, "containerd.task.v2.Task").await;
+    shut_down(&client, pid).await;
+}
+
+#[test]
+fn a_shim_that_cannot_serve_fails_start_and_leaves_nothing() {
+    let Some(bundle) = Bundle::new("noroom") else {
+        return;
+    };
+    // Enough descriptors for `start`, too few for the server's runtime.
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -n 9; exec \"$0\" \"$@\"", SHIM])
+        .args(["-namespace", NAMESPACE, "-id", &bundle.id])
+        .args(["-address", "", "-publish-binary", "", "start"])
+        .current_dir(&bundle.dir)
+        .stdin(Stdio::null())
+        .output()
+        .expect("sh can be executed");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty());
+    assert!(errors.contains("does not serve: "), "{errors}");
+    assert!(errors.contains("Too many open files"), "{errors}");
+    assert!(!bundle.run_dir().exists() && !bundle.dir.join("address").exists());
+}
+
 #[tokio::test]
 async fn a_signal_does_not_end_the_shim() {
     let Some(bundle) = Bundle::new("signal") else {

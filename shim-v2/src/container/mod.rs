@@ -1,5 +1,7 @@
 //! Containers of the sandbox: each an init process and any number of execs.
 
+pub mod labels;
+pub mod metrics;
 pub mod oci;
 pub mod output_fifo;
 pub mod process;
@@ -12,6 +14,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use protobuf::well_known_types::any::Any;
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -46,6 +49,8 @@ pub struct Container {
     /// What was made on the host for its files.
     pub shared: Shared,
     execs: Mutex<HashMap<String, Arc<Process>>>,
+    oom_kills: Mutex<u64>,
+    metrics: Mutex<Option<Any>>,
 }
 
 impl Container {
@@ -57,7 +62,35 @@ impl Container {
             init: Arc::new(init),
             shared,
             execs: Mutex::default(),
+            oom_kills: Mutex::default(),
+            metrics: Mutex::default(),
         }
+    }
+
+    /// Notes how often the OOM killer has killed in it. `false` if that was known.
+    pub fn note_oom_kills(&self, kills: u64) -> bool {
+        let mut known = self
+            .oom_kills
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let more = kills > *known;
+        if more {
+            *known = kills;
+        }
+        more
+    }
+
+    /// The figures last read, if any were.
+    pub fn last_metrics(&self) -> Option<Any> {
+        self.metrics
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Keeps figures for when the guest does not answer.
+    pub fn keep_metrics(&self, metrics: &Any) {
+        *self.metrics.lock().unwrap_or_else(PoisonError::into_inner) = Some(metrics.clone());
     }
 
     fn execs(&self) -> MutexGuard<'_, HashMap<String, Arc<Process>>> {
@@ -181,6 +214,21 @@ impl Containers {
             .any(|entry| matches!(entry, Entry::Ready(_)))
     }
 
+    /// Waits until the init of every created container has ended and was published.
+    pub async fn all_ended(&self) {
+        let created: Vec<_> = self
+            .lock()
+            .values()
+            .filter_map(|entry| match entry {
+                Entry::Ready(container) => Some(container.init.clone()),
+                Entry::Creating => None,
+            })
+            .collect();
+        for init in created {
+            init.wait().await;
+        }
+    }
+
     /// The number of ids taken, as it changes.
     pub fn count(&self) -> watch::Receiver<usize> {
         self.count.subscribe()
@@ -234,6 +282,16 @@ mod tests {
         assert_eq!(*containers.count().borrow(), 1);
         assert!(containers.remove("c"));
         assert_eq!(*containers.count().borrow(), 0);
+    }
+
+    #[test]
+    fn an_oom_kill_is_news_once() {
+        let container = container();
+        assert!(!container.note_oom_kills(0));
+        assert!(container.note_oom_kills(2));
+        assert!(!container.note_oom_kills(1));
+        assert!(!container.note_oom_kills(2));
+        assert!(container.note_oom_kills(3));
     }
 
     #[test]

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::hooks::Hooks;
+
 /// Largest config.json read, in bytes.
 const MAX_SPEC_LEN: u64 = 4 << 20;
 
@@ -23,8 +25,8 @@ pub struct Spec {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) process: Option<Process>,
     pub(super) linux: Linux,
-    #[serde(skip_serializing_if = "Map::is_empty")]
-    pub(super) hooks: Map<String, Value>,
+    #[serde(skip_serializing_if = "Hooks::is_empty")]
+    pub(super) hooks: Hooks,
     #[serde(skip_serializing_if = "HashMap::is_empty")]
     pub(super) annotations: HashMap<String, String>,
     #[serde(flatten)]
@@ -172,7 +174,7 @@ pub enum SpecError {
 }
 
 /// A [`SpecError::Refused`].
-pub(super) fn refused(field: impl Into<String>, problem: impl Into<String>) -> SpecError {
+pub fn refused(field: impl Into<String>, problem: impl Into<String>) -> SpecError {
     SpecError::Refused {
         field: field.into(),
         problem: problem.into(),
@@ -225,6 +227,16 @@ impl Spec {
             }
         }
         PodRole::Alone
+    }
+
+    /// `hooks`.
+    pub fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    /// `annotations`.
+    pub fn annotations(&self) -> &HashMap<String, String> {
+        &self.annotations
     }
 
     /// `linux.resources`.

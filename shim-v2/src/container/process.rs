@@ -2,18 +2,20 @@
 //! the one exit everybody learns of; no I/O.
 //!
 //! ```text
-//!            begin_start           started
-//!  Created --------------> Starting ------> Running
-//!     |  ^------------------- | -------------- |
-//!     |     start_failed      |                |
-//!     +----------- exited (once, final) -------+---> Stopped
+//!            begin_start           started           begin_pause           paused
+//!  Created --------------> Starting ------> Running -------------> Pausing ------> Paused
+//!     |  ^------------------- |               | ^------------------ |               |
+//!     |     start_failed      |               | |  pause_failed or resumed          |
+//!     |                       |               | +------------------ Resuming <------+
+//!     |                       |               |     begin_resume    |               |
+//!     +-------------- exited (once, final) ---+---------------------+---------------+---> Stopped
 //! ```
 //!
 //! An exit is published only when the process is not `Starting`: the start event,
 //! queued before `started`, can then never come second.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use thiserror::Error;
@@ -52,25 +54,52 @@ pub enum State {
     Starting,
     /// Its program runs.
     Running,
+    /// The guest was asked to freeze it.
+    Pausing,
+    /// It stands still.
+    Paused,
+    /// The guest was asked to let it go on.
+    Resuming,
     /// It is over.
     Stopped(Exit),
 }
 
-/// A verb that does not fit the state.
-#[derive(Debug, Error, PartialEq, Eq)]
+/// A verb that does not fit the state. The words are those of runc's shim, by which
+/// scripts recognise them.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum StateError {
-    /// Start of something that was started before.
-    #[error("the process was started before")]
+    /// The state is not the verb's.
+    #[error("cannot {verb} a {state} process")]
+    Wrong {
+        /// What was asked for.
+        verb: &'static str,
+        /// Where the process stands.
+        state: &'static str,
+    },
+    /// A signal for an exec that was never started.
+    #[error("process not created")]
     NotCreated,
-    /// Delete of a running process.
-    #[error("the process is running: kill it first")]
-    Running,
-    /// A signal, or an exec, for something that does not run.
-    #[error("the process is not running")]
-    NotRunning,
     /// A signal for something that is over.
     #[error("process already finished")]
     Finished,
+}
+
+impl State {
+    /// The error of a verb that is not for a process in this state.
+    pub fn refuses(self, verb: &'static str) -> StateError {
+        let state = match self {
+            Self::Created => "created",
+            Self::Starting | Self::Running => "running",
+            Self::Pausing | Self::Paused | Self::Resuming => "paused",
+            Self::Stopped(_) => "stopped",
+        };
+        StateError::Wrong { verb, state }
+    }
+
+    /// Whether its program was started and has not ended.
+    pub fn is_alive(self) -> bool {
+        !matches!(self, Self::Created | Self::Stopped(_))
+    }
 }
 
 /// A process of a container.
@@ -84,7 +113,17 @@ pub struct Process {
     state: watch::Sender<State>,
     streams: Mutex<Option<Arc<Streams>>>,
     stdin_closed: AtomicBool,
-    size: Mutex<Option<(u32, u32)>>,
+    size: Mutex<Size>,
+    guest_pid: AtomicU32,
+}
+
+/// Sizes of a terminal, columns then rows.
+#[derive(Clone, Copy, Debug, Default)]
+struct Size {
+    /// What was asked for last.
+    wanted: Option<(u32, u32)>,
+    /// What the terminal was started with.
+    given: Option<(u32, u32)>,
 }
 
 impl Process {
@@ -97,7 +136,8 @@ impl Process {
             state: watch::Sender::new(State::Created),
             streams: Mutex::new(None),
             stdin_closed: AtomicBool::new(false),
-            size: Mutex::new(None),
+            size: Mutex::default(),
+            guest_pid: AtomicU32::new(0),
         }
     }
 
@@ -117,55 +157,89 @@ impl Process {
     /// Reserves the one start.
     ///
     /// # Errors
-    /// [`StateError::NotCreated`] from every other state.
+    /// [`StateError::Wrong`] from every state but `Created`.
     pub fn begin_start(&self) -> Result<(), StateError> {
-        self.change(
-            |state| matches!(state, State::Created),
-            State::Starting,
-            StateError::NotCreated,
-        )
+        self.change(State::Created, State::Starting, "start")
     }
 
     /// The program runs, and its start event is queued.
     pub fn started(&self) {
-        drop(self.leave_starting(State::Running));
+        self.leave(State::Starting, State::Running);
     }
 
     /// The program does not run; deleting the process is what remains.
     pub fn start_failed(&self) {
-        drop(self.leave_starting(State::Created));
+        self.leave(State::Starting, State::Created);
     }
 
-    fn leave_starting(&self, next: State) -> Result<(), StateError> {
-        self.change(
-            |state| matches!(state, State::Starting),
-            next,
-            StateError::NotRunning,
-        )
+    /// Reserves a pause: one at a time, and none while a resume is under way.
+    ///
+    /// # Errors
+    /// [`StateError::Wrong`] from every state but `Running`.
+    pub fn begin_pause(&self) -> Result<(), StateError> {
+        self.change(State::Running, State::Pausing, "pause")
+    }
+
+    /// It stands still. `false` if it ended meanwhile.
+    pub fn paused(&self) -> bool {
+        self.leave(State::Pausing, State::Paused)
+    }
+
+    /// It goes on running.
+    pub fn pause_failed(&self) {
+        self.leave(State::Pausing, State::Running);
+    }
+
+    /// Reserves a resume.
+    ///
+    /// # Errors
+    /// [`StateError::Wrong`] from every state but `Paused`.
+    pub fn begin_resume(&self) -> Result<(), StateError> {
+        self.change(State::Paused, State::Resuming, "resume")
+    }
+
+    /// It runs again. `false` if it ended meanwhile.
+    pub fn resumed(&self) -> bool {
+        self.leave(State::Resuming, State::Running)
+    }
+
+    /// It stands still as before.
+    pub fn resume_failed(&self) {
+        self.leave(State::Resuming, State::Paused);
     }
 
     /// Records the end. `false` if it was recorded before: the caller then must not
     /// publish it again.
     pub fn exited(&self, exit: Exit) -> bool {
-        let may = |state: &State| !matches!(state, State::Stopped(_));
-        self.change(may, State::Stopped(exit), StateError::Finished)
-            .is_ok()
+        self.state.send_if_modified(|state| {
+            let first = !matches!(state, State::Stopped(_));
+            if first {
+                *state = State::Stopped(exit);
+            }
+            first
+        })
     }
 
-    fn change(
-        &self,
-        may: impl FnOnce(&State) -> bool,
-        next: State,
-        error: StateError,
-    ) -> Result<(), StateError> {
+    fn change(&self, from: State, to: State, verb: &'static str) -> Result<(), StateError> {
+        let mut found = from;
         let changed = self.state.send_if_modified(|state| {
-            let may = may(state);
-            if may {
-                *state = next;
+            found = *state;
+            let changes = found == from;
+            if changes {
+                *state = to;
             }
-            may
+            changes
         });
-        if changed { Ok(()) } else { Err(error) }
+        if changed {
+            Ok(())
+        } else {
+            Err(found.refuses(verb))
+        }
+    }
+
+    /// Ends a transition, unless the process ended during it.
+    fn leave(&self, from: State, to: State) -> bool {
+        self.change(from, to, "change").is_ok()
     }
 
     /// Waits for the end; any number of callers may.
@@ -225,14 +299,36 @@ impl Process {
             .take();
     }
 
-    /// Remembers the terminal's size until there is a terminal.
-    pub fn set_size(&self, width: u32, height: u32) {
-        *self.size.lock().unwrap_or_else(PoisonError::into_inner) = Some((width, height));
+    /// Its pid as the guest numbers it; `None` for an exec that never ran.
+    pub fn guest_pid(&self) -> Option<u32> {
+        Some(self.guest_pid.load(Ordering::Relaxed)).filter(|pid| *pid != 0)
     }
 
-    /// The remembered size, columns then rows.
-    pub fn size(&self) -> Option<(u32, u32)> {
-        *self.size.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Notes its pid in the guest.
+    pub fn set_guest_pid(&self, pid: u32) {
+        self.guest_pid.store(pid, Ordering::Relaxed);
+    }
+
+    /// Remembers the terminal's size until there is a terminal.
+    pub fn set_size(&self, width: u32, height: u32) {
+        self.size().wanted = Some((width, height));
+    }
+
+    /// The remembered size, columns then rows, to start the terminal with.
+    pub fn size_for_start(&self) -> Option<(u32, u32)> {
+        let mut size = self.size();
+        size.given = size.wanted;
+        size.wanted
+    }
+
+    /// The size that was asked for after [`Process::size_for_start`], if it is another.
+    pub fn late_size(&self) -> Option<(u32, u32)> {
+        let size = *self.size();
+        size.wanted.filter(|_| size.wanted != size.given)
+    }
+
+    fn size(&self) -> MutexGuard<'_, Size> {
+        self.size.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -244,38 +340,107 @@ mod tests {
         Process::new(String::new(), Paths::default(), Vec::new())
     }
 
+    fn changes(process: &Process, verb: fn(&Process)) -> bool {
+        let before = process.state();
+        verb(process);
+        process.state() != before
+    }
+
+    /// What a verb makes of each state; `None` where it is refused or changes nothing.
+    type Row = (&'static str, fn(&Process) -> bool, [Option<State>; 7]);
+
     #[test]
     fn the_state_table() {
-        let in_state = |state: State| {
-            let process = process();
-            process.state.send_replace(state);
-            process
-        };
         let over = Exit::now(7);
-        let (created, starting) = (State::Created, State::Starting);
-        let (running, stopped) = (State::Running, State::Stopped(over));
-        // State before, then after begin_start, started, start_failed, exited(9).
-        let nine = Exit { status: 9, ..over };
-        let table = [
-            (created, starting, created, created, State::Stopped(nine)),
-            (starting, starting, running, created, State::Stopped(nine)),
-            (running, running, running, running, State::Stopped(nine)),
-            (stopped, stopped, stopped, stopped, stopped),
+        let states = [
+            State::Created,
+            State::Starting,
+            State::Running,
+            State::Pausing,
+            State::Paused,
+            State::Resuming,
+            State::Stopped(over),
         ];
-        for (before, begun, started, failed, exited) in table {
-            let process = in_state(before);
-            assert_eq!(process.begin_start().is_ok(), before == created);
-            assert_eq!(process.state(), begun);
-            let process = in_state(before);
-            process.started();
-            assert_eq!(process.state(), started);
-            let process = in_state(before);
-            process.start_failed();
-            assert_eq!(process.state(), failed);
-            let process = in_state(before);
-            assert_eq!(process.exited(nine), before != stopped);
-            assert_eq!(process.state(), exited);
+        let only = |index: usize, next: State| {
+            let mut row = [None; 7];
+            row[index] = Some(next);
+            row
+        };
+        let mut ends = [Some(State::Stopped(Exit::now(9))); 7];
+        ends[6] = None;
+        let table: [Row; 10] = [
+            (
+                "begin_start",
+                |p| p.begin_start().is_ok(),
+                only(0, State::Starting),
+            ),
+            (
+                "started",
+                |p| changes(p, Process::started),
+                only(1, State::Running),
+            ),
+            (
+                "start_failed",
+                |p| changes(p, Process::start_failed),
+                only(1, State::Created),
+            ),
+            (
+                "begin_pause",
+                |p| p.begin_pause().is_ok(),
+                only(2, State::Pausing),
+            ),
+            ("paused", Process::paused, only(3, State::Paused)),
+            (
+                "pause_failed",
+                |p| changes(p, Process::pause_failed),
+                only(3, State::Running),
+            ),
+            (
+                "begin_resume",
+                |p| p.begin_resume().is_ok(),
+                only(4, State::Resuming),
+            ),
+            ("resumed", Process::resumed, only(5, State::Running)),
+            (
+                "resume_failed",
+                |p| changes(p, Process::resume_failed),
+                only(5, State::Paused),
+            ),
+            ("exited", |p| p.exited(Exit::now(9)), ends),
+        ];
+        for (verb, call, after) in table {
+            for (before, after) in states.into_iter().zip(after) {
+                let process = process();
+                process.state.send_replace(before);
+                assert_eq!(call(&process), after.is_some(), "{verb} from {before:?}");
+                match (after, process.state()) {
+                    (Some(State::Stopped(_)), State::Stopped(exit)) => assert_eq!(exit.status, 9),
+                    (after, state) => assert_eq!(state, after.unwrap_or(before), "{verb}"),
+                }
+            }
         }
+    }
+
+    #[test]
+    fn a_refusal_names_verb_and_state() {
+        let process = process();
+        process.begin_start().unwrap();
+        let error = process.begin_start().unwrap_err();
+        assert_eq!(error.to_string(), "cannot start a running process");
+        process.exited(Exit::now(0));
+        let error = process.begin_pause().unwrap_err();
+        assert_eq!(error.to_string(), "cannot pause a stopped process");
+    }
+
+    #[test]
+    fn a_size_that_came_during_the_start_is_late() {
+        let process = process();
+        assert_eq!(process.late_size(), None);
+        process.set_size(80, 24);
+        assert_eq!(process.size_for_start(), Some((80, 24)));
+        assert_eq!(process.late_size(), None);
+        process.set_size(100, 50);
+        assert_eq!(process.late_size(), Some((100, 50)));
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +22,7 @@ use husk_vmm::config::CachePolicy;
 use thiserror::Error;
 
 use super::spec::{SourceKind, Volume, file_name, rootfs_export};
+use crate::beneath;
 use crate::mount::{self, CloneOptions, MountError};
 use crate::sandbox::cleanup::{self, CleanupError};
 use crate::sandbox::control::{Control, ControlError};
@@ -108,17 +110,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Mounts everything. What was made before an error is in `self`.
+    /// Shows everything to the share. What was made before an error is in `self`.
     ///
     /// # Errors
     /// See [`RootfsError`].
     pub fn mount(&mut self, file: &StateFile, sources: &Sources) -> Result<(), RootfsError> {
-        self.mount_snapshot(file, sources)?;
-        sources.check()?;
-        let share = file.dir().join("jail/share");
+        let share = file.jail().join("share");
         let export = rootfs_export(&sources.id);
         let target = share.join(&export);
-        make_dir(&target)?;
+        make_dir_in_jail(file, &target)?;
         let private = CloneOptions {
             readonly: false,
             recursive: true,
@@ -134,7 +134,16 @@ impl Shared {
         Ok(())
     }
 
-    fn mount_snapshot(&mut self, file: &StateFile, sources: &Sources) -> Result<(), RootfsError> {
+    /// Mounts what containerd gave for the rootfs: hooks on the host find it there.
+    /// What was made before an error is in `self`.
+    ///
+    /// # Errors
+    /// See [`RootfsError`].
+    pub fn mount_snapshot(
+        &mut self,
+        file: &StateFile,
+        sources: &Sources,
+    ) -> Result<(), RootfsError> {
         let target = sources.bundle.join("rootfs");
         if !sources.snapshot.is_empty() {
             make_dir(&target)?;
@@ -143,7 +152,7 @@ impl Shared {
             self.record(file, &target)?;
             mount::mount_snapshot(&part.type_, &part.source, &part.options, &target)?;
         }
-        Ok(())
+        sources.check()
     }
 
     fn mount_volume(
@@ -152,7 +161,7 @@ impl Shared {
         target: &Path,
         volume: &Volume,
     ) -> Result<(), RootfsError> {
-        make_dir(target)?;
+        make_dir_in_jail(file, target)?;
         let options = CloneOptions {
             readonly: volume.readonly,
             recursive: volume.recursive,
@@ -162,7 +171,7 @@ impl Shared {
             return self.clone_tree(file, &volume.source, target, options);
         }
         let place = target.join(file_name(&volume.source));
-        fs::write(&place, "").map_err(|source| RootfsError::Make {
+        beneath::make_file(&file.jail(), &place).map_err(|source| RootfsError::Make {
             path: place.clone(),
             source,
         })?;
@@ -184,7 +193,19 @@ impl Shared {
         options: CloneOptions,
     ) -> Result<(), RootfsError> {
         self.record(file, target)?;
-        Ok(mount::clone_tree(source, target, options)?)
+        let place = beneath::open(&file.jail(), target);
+        let place = place.map_err(|source| RootfsError::Make {
+            path: target.to_owned(),
+            source,
+        })?;
+        let own = beneath::handle(&place);
+        let source = if source == target { &own } else { source };
+        Ok(mount::clone_tree_at(
+            source,
+            place.as_fd(),
+            target,
+            options,
+        )?)
     }
 
     /// Puts a mount point on record, here and in `state.json`, before it is mounted on.
@@ -227,7 +248,8 @@ impl Shared {
     /// What could not be undone.
     pub fn unmount(&self, file: &StateFile, id: &str) -> Result<(), CleanupError> {
         cleanup::unmount_all(file, &self.mounts)?;
-        cleanup::remove_tree(&file.dir().join("jail/share").join(id))
+        let jail = file.jail();
+        cleanup::remove_tree(&jail, &jail.join("share").join(id))
     }
 }
 
@@ -245,6 +267,14 @@ pub fn source_kind(path: &Path) -> io::Result<SourceKind> {
         );
     }
     Ok(SourceKind::File)
+}
+
+fn make_dir_in_jail(file: &StateFile, path: &Path) -> Result<(), RootfsError> {
+    let made = beneath::make_dirs(&file.jail(), path, 0o711);
+    made.map_err(|source| RootfsError::Make {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn make_dir(path: &Path) -> Result<(), RootfsError> {

@@ -10,7 +10,9 @@ use std::path::{Component, Path, PathBuf};
 use agent_protocol::SHARE_DIR;
 use serde_json::Value;
 
+use super::labels;
 use super::oci::{Mount, Spec, SpecError, refused};
+use crate::config::LabelPolicy;
 
 /// What a bind mount's source is on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +89,8 @@ impl Spec {
         }
     }
 
-    /// Rewrites the spec for the guest. `look` tells what a bind mount's source is.
+    /// Rewrites the spec for the guest. `policy` is for labels the guest cannot give,
+    /// `look` tells what a bind mount's source is.
     ///
     /// # Errors
     /// [`SpecError::Refused`] names the field, [`SpecError::Source`] the mount.
@@ -95,16 +98,19 @@ impl Spec {
         mut self,
         id: &str,
         bundle: &Path,
+        policy: LabelPolicy,
         look: impl Fn(&Path) -> io::Result<SourceKind>,
     ) -> Result<GuestSpec, SpecError> {
         self.network_namespace()?;
         self.check_namespaces()?;
-        self.check_hooks()?;
+        self.hooks.check()?;
         self.check_process()?;
         self.check_user_namespace()?;
+        self.check_host_hardware()?;
         let share = Path::new(SHARE_DIR);
         let mut volumes = Vec::new();
         for (index, mount) in self.mounts.iter_mut().enumerate() {
+            mount.check_idmap(index)?;
             if mount.is_bind() {
                 let volume = mount.volume(index, id, bundle, &look)?;
                 let guest = match volume.kind {
@@ -120,7 +126,11 @@ impl Spec {
         for namespace in &mut self.linux.namespaces {
             namespace.path = None;
         }
-        self.drop_labels();
+        self.hooks = std::mem::take(&mut self.hooks).for_guest();
+        if let Some(process) = &mut self.process {
+            labels::strip(&mut process.rest, "process", labels::PROCESS, policy)?;
+        }
+        labels::strip(&mut self.linux.rest, "linux", labels::LINUX, policy)?;
         self.drop_host_cpus();
         let json = serde_json::to_vec(&self).map_err(|source| SpecError::Parse {
             path: bundle.join("config.json"),
@@ -147,6 +157,7 @@ impl Spec {
             let field = format!("linux.namespaces[{index}]");
             match (namespace.kind.as_str(), &namespace.path) {
                 ("user", _) => return Err(refused(field, "user namespaces are not supported")),
+                ("time", _) => return Err(refused(field, "time namespaces are not supported")),
                 ("network", _) | (_, None) => {}
                 (_, Some(path)) if path.as_os_str().is_empty() => {}
                 (kind, Some(path)) => {
@@ -158,14 +169,6 @@ impl Spec {
             }
         }
         Ok(())
-    }
-
-    fn check_hooks(&self) -> Result<(), SpecError> {
-        let wanted = |value: &Value| value.as_array().is_some_and(|hooks| !hooks.is_empty());
-        match self.hooks.iter().find(|(_, hooks)| wanted(hooks)) {
-            Some((name, _)) => Err(refused(format!("hooks.{name}"), "hooks are not supported")),
-            None => Ok(()),
-        }
     }
 
     fn check_process(&self) -> Result<(), SpecError> {
@@ -189,6 +192,17 @@ impl Spec {
         Ok(())
     }
 
+    /// What works on the host's processors, behind the VM's back.
+    fn check_host_hardware(&self) -> Result<(), SpecError> {
+        match self.linux.rest.get("intelRdt") {
+            None | Some(Value::Null) => Ok(()),
+            Some(_) => {
+                let problem = "cache and bandwidth allocation is the host's, not the guest's";
+                Err(refused("linux.intelRdt", problem))
+            }
+        }
+    }
+
     /// CPU and memory node numbers are the host's; the guest numbers its own.
     fn drop_host_cpus(&mut self) {
         let Some(cpu) = &mut self.linux.resources.cpu else {
@@ -197,19 +211,6 @@ impl Spec {
         for field in ["cpus", "mems"] {
             if cpu.rest.remove(field).is_some_and(|list| list != "") {
                 log::warn!("spec: linux.resources.cpu.{field} names the host's, it is ignored");
-            }
-        }
-    }
-
-    /// Labels of the host's security modules mean nothing in the guest, which has none.
-    fn drop_labels(&mut self) {
-        let process = ["apparmorProfile", "selinuxLabel"];
-        let mut remove = |field| self.process.as_mut()?.rest.remove(field);
-        let dropped = process.map(|field| (field, remove(field)));
-        let mount = [("mountLabel", self.linux.rest.remove("mountLabel"))];
-        for (field, value) in dropped.into_iter().chain(mount) {
-            if value.is_some_and(|value| value.as_str().is_some_and(|label| !label.is_empty())) {
-                log::warn!("spec: {field} is ignored, the guest has no such security module");
             }
         }
     }
@@ -234,6 +235,19 @@ impl Mount {
         self.options.iter().any(|o| o == option)
     }
 
+    fn check_idmap(&self, index: usize) -> Result<(), SpecError> {
+        let mappings = ["uidMappings", "gidMappings"];
+        let field = if let Some(field) = mappings.iter().find(|f| self.rest.contains_key(**f)) {
+            field
+        } else if self.has("idmap") || self.has("ridmap") {
+            "options"
+        } else {
+            return Ok(());
+        };
+        let field = format!("mounts[{index}].{field}");
+        Err(refused(field, "idmapped mounts are not supported"))
+    }
+
     fn volume(
         &self,
         index: usize,
@@ -241,12 +255,6 @@ impl Mount {
         bundle: &Path,
         look: impl Fn(&Path) -> io::Result<SourceKind>,
     ) -> Result<Volume, SpecError> {
-        for field in ["uidMappings", "gidMappings"] {
-            if self.rest.contains_key(field) {
-                let field = format!("mounts[{index}].{field}");
-                return Err(refused(field, "idmapped mounts are not supported"));
-            }
-        }
         if self.source.is_empty() {
             return Err(refused(format!("mounts[{index}].source"), "is missing"));
         }

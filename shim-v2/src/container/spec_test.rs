@@ -41,7 +41,7 @@ fn spec(value: &Value) -> Spec {
 }
 
 fn rewrite(value: &Value) -> Result<GuestSpec, String> {
-    let rewritten = spec(value).for_guest("c1", Path::new("/b"), look);
+    let rewritten = spec(value).for_guest("c1", Path::new("/b"), LabelPolicy::Ignore, look);
     rewritten.map_err(|error| error.to_string())
 }
 
@@ -138,8 +138,20 @@ fn what_a_guest_cannot_give_is_refused_by_name() {
             "linux.uidMappings: user",
         ),
         (
-            with("/hooks", json!({"createRuntime": [{"path": "/x"}]})),
-            "hooks.createRuntime: ",
+            with("/linux/namespaces/3/type", json!("time")),
+            "linux.namespaces[3]: time",
+        ),
+        (
+            with("/linux/intelRdt", json!({"closID": "x"})),
+            "linux.intelRdt: ",
+        ),
+        (
+            with("/hooks", json!({"createRuntime": [{"path": "x"}]})),
+            "hooks.createRuntime[0].path: ",
+        ),
+        (
+            with("/mounts/0/options", json!(["ridmap"])),
+            "mounts[0].options: idmapped",
         ),
         (
             with("/mounts/1/source", json!("/nope")),

@@ -3,11 +3,15 @@
 //! One task per process, and only it records the exit: so there is exactly one,
 //! whether the guest reports it or the whole VM dies. It comes after the output
 //! was delivered, and for an init after the exits of its execs.
+//!
+//! One more task per container watches the OOM killer. It kills without ending the
+//! init, too; and where it does end a process, the report of that end carries the
+//! count, so that the oom event is queued before the exit whoever is first.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use containerd_shim_protos::events::task::TaskExit;
+use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
 use tokio::time::timeout;
 
 use super::Container;
@@ -20,6 +24,9 @@ use crate::sandbox::agent::AgentError;
 /// be slow to be read.
 const EXECS: Duration = Duration::from_secs(11);
 
+/// Least time between two oom events of a container.
+const OOM_INTERVAL: Duration = Duration::from_millis(100);
+
 /// Follows a process to its end and publishes it.
 pub async fn supervise(
     events: Events,
@@ -28,7 +35,10 @@ pub async fn supervise(
     process: Arc<Process>,
 ) {
     let exit = match sandbox.agent.wait(&container.id, &process.exec_id).await {
-        Ok(status) => Exit::now(status),
+        Ok(ended) => {
+            publish_oom(&events, &container, ended.oom_kills);
+            Exit::now(ended.status)
+        }
         Err(error) => {
             log::error!(
                 "{}: exit status {KILLED}: {error}",
@@ -52,6 +62,39 @@ pub async fn supervise(
         }
     }
     publish_exit(&events, sandbox.pid(), &container, &process, exit);
+}
+
+/// Publishes what the OOM killer does in a container, until it is deleted.
+pub async fn watch_oom(events: Events, sandbox: Arc<Sandbox>, container: Arc<Container>) {
+    let mut seen = 0;
+    loop {
+        match sandbox.agent.wait_oom(&container.id, seen).await {
+            Ok(kills) if kills > seen => {
+                publish_oom(&events, &container, kills);
+                seen = kills;
+            }
+            Ok(_) => {
+                return log::error!("container {}: the guest repeats an OOM kill", container.id);
+            }
+            Err(error) => return log::debug!("container {}: {error}", container.id),
+        }
+        // Killed again and again, it is told no more often than it matters to anybody.
+        tokio::time::sleep(OOM_INTERVAL).await;
+    }
+}
+
+fn publish_oom(events: &Events, container: &Container, kills: u64) {
+    if !container.note_oom_kills(kills) {
+        return;
+    }
+    log::warn!(
+        "container {}: out of memory, {kills} processes killed so far",
+        container.id
+    );
+    events.publish(&TaskOOM {
+        container_id: container.id.clone(),
+        ..TaskOOM::default()
+    });
 }
 
 /// Records and publishes an exit, if it is the process's first.

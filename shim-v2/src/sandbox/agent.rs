@@ -5,14 +5,16 @@
 //! Whatever the guest says is bounded before anybody reads it: a hostile guest may
 //! lie about its own container, but not flood or forge the host's log.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
 
 use agent_protocol::agent::{
     Announce, CreateContainerRequest, DeleteProcessRequest, Empty, ExecProcessRequest,
-    ListPidsRequest, ResizePtyRequest, SignalProcessRequest, StartContainerRequest,
-    WaitProcessRequest,
+    ListPidsRequest, PauseContainerRequest, ReadCgroupRequest, ResizePtyRequest,
+    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest,
+    WaitOomRequest, WaitProcessRequest,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
 use agent_protocol::{MAX_ANNOUNCE_LEN, RPC_PORT, VERSION};
@@ -30,22 +32,31 @@ use super::vsock::Vsock;
 
 /// Setting a container up may read a lot through the share.
 const CREATE: Duration = Duration::from_secs(60);
-/// Looking a program up and executing it.
-const START: Duration = Duration::from_secs(30);
+/// Looking a program up and executing it. Longer than the agent's own limit for it,
+/// so that its answer comes and tells what became of the process.
+const START: Duration = Duration::from_secs(70);
 /// Killing what is left in a container and unmounting it.
 const DELETE: Duration = Duration::from_secs(4);
 /// Calls that only touch the agent's own state.
 const QUICK: Duration = Duration::from_secs(3);
-/// A listing that has a fallback; containerd itself waits 2 s for it.
+/// Freezing or thawing every process of a container; longer than the agent's own limit.
+const FREEZE: Duration = Duration::from_secs(12);
+/// Applying new limits: a smaller one for memory has to be reclaimed first.
+const UPDATE: Duration = Duration::from_secs(10);
+/// Pids and figures, for which there is a fallback. With [`END_GRACE`] this stays
+/// within the 2 s that containerd itself waits for them.
 const LISTING: Duration = Duration::from_secs(1);
 /// Ending the machine; the answer may never come.
 const POWER_OFF: Duration = Duration::from_secs(1);
 /// How long a broken connection may take to turn out as the VM's end.
-const END_GRACE: Duration = Duration::from_secs(1);
+const END_GRACE: Duration = Duration::from_millis(900);
 /// How long the announcement may take once the bell rang.
 const ANNOUNCE: Duration = Duration::from_secs(5);
 /// Most pids taken from the guest: as many as Linux has by default.
 const MAX_PIDS: usize = 32_768;
+/// Longest text of one cgroup file taken from the guest, in bytes. The longest the
+/// kernel writes is `memory.stat`, of 2 KiB.
+const MAX_FILE: usize = 64 * 1024;
 /// Longest error text taken from the guest, in characters.
 const MAX_TEXT: usize = 1024;
 
@@ -84,6 +95,14 @@ pub enum AgentError {
         /// What the transport says.
         text: String,
     },
+}
+
+impl AgentError {
+    /// Whether the guest gave no answer at all, so that there is nothing to be said
+    /// about what was asked for.
+    pub fn is_silence(&self) -> bool {
+        !matches!(self, Self::Status { .. })
+    }
 }
 
 /// Why the first contact failed.
@@ -136,6 +155,15 @@ async fn read_announce(stream: UnixStream) -> Result<Announce, BellError> {
     Announce::parse_from_bytes(&bytes).map_err(BellError::Malformed)
 }
 
+/// What the agent tells of an ended process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// As a shell reports it.
+    pub status: u32,
+    /// Kills by the OOM killer in its container so far.
+    pub oom_kills: u64,
+}
+
 /// A connection to the agent; clones share it.
 #[derive(Clone)]
 pub struct Agent {
@@ -183,10 +211,11 @@ impl Agent {
             .map(drop)
     }
 
-    /// Runs one more process in a container.
-    pub async fn exec(&self, request: &ExecProcessRequest) -> Result<(), AgentError> {
+    /// Runs one more process in a container; returns its pid in the guest.
+    pub async fn exec(&self, request: &ExecProcessRequest) -> Result<u32, AgentError> {
         let call = self.client.exec_process(within(START), request);
-        self.call("ExecProcess", Some(START), call).await.map(drop)
+        let answer = self.call("ExecProcess", Some(START), call).await?;
+        Ok(answer.pid)
     }
 
     /// Sends a signal to a process, or to all of its container.
@@ -197,8 +226,8 @@ impl Agent {
             .map(drop)
     }
 
-    /// Waits for a process's end, for as long as it lives; returns its exit status.
-    pub async fn wait(&self, container: &str, exec: &str) -> Result<u32, AgentError> {
+    /// Waits for a process's end, for as long as it lives.
+    pub async fn wait(&self, container: &str, exec: &str) -> Result<Ended, AgentError> {
         let request = WaitProcessRequest {
             container_id: container.to_owned(),
             exec_id: exec.to_owned(),
@@ -208,7 +237,76 @@ impl Agent {
             .client
             .wait_process(ttrpc::context::Context::default(), &request);
         let answer = self.call("WaitProcess", None, call).await?;
-        Ok(answer.exit_status.min(255))
+        Ok(Ended {
+            status: answer.exit_status.min(255),
+            oom_kills: answer.oom_kills,
+        })
+    }
+
+    /// Waits until the OOM killer has killed in a container more often than `seen`;
+    /// returns how often.
+    pub async fn wait_oom(&self, container: &str, seen: u64) -> Result<u64, AgentError> {
+        let request = WaitOomRequest {
+            container_id: container.to_owned(),
+            seen,
+            ..WaitOomRequest::default()
+        };
+        let call = self
+            .client
+            .wait_oom(ttrpc::context::Context::default(), &request);
+        Ok(self.call("WaitOom", None, call).await?.kills)
+    }
+
+    /// Freezes every process of a container.
+    pub async fn pause(&self, container: &str) -> Result<(), AgentError> {
+        let request = PauseContainerRequest {
+            container_id: container.to_owned(),
+            ..PauseContainerRequest::default()
+        };
+        let call = self.client.pause_container(within(FREEZE), &request);
+        self.call("PauseContainer", Some(FREEZE), call)
+            .await
+            .map(drop)
+    }
+
+    /// Lets the processes of a container go on.
+    pub async fn resume(&self, container: &str) -> Result<(), AgentError> {
+        let request = ResumeContainerRequest {
+            container_id: container.to_owned(),
+            ..ResumeContainerRequest::default()
+        };
+        let call = self.client.resume_container(within(FREEZE), &request);
+        self.call("ResumeContainer", Some(FREEZE), call)
+            .await
+            .map(drop)
+    }
+
+    /// Applies an OCI `linux.resources` object to a container.
+    pub async fn update(&self, container: &str, resources: Vec<u8>) -> Result<(), AgentError> {
+        let request = UpdateContainerRequest {
+            container_id: container.to_owned(),
+            resources_json: resources,
+            ..UpdateContainerRequest::default()
+        };
+        let call = self.client.update_container(within(UPDATE), &request);
+        self.call("UpdateContainer", Some(UPDATE), call)
+            .await
+            .map(drop)
+    }
+
+    /// The files of a container's cgroup by their names.
+    pub async fn read_cgroup(
+        &self,
+        container: &str,
+    ) -> Result<HashMap<String, String>, AgentError> {
+        let request = ReadCgroupRequest {
+            container_id: container.to_owned(),
+            ..ReadCgroupRequest::default()
+        };
+        let call = self.client.read_cgroup(within(LISTING), &request);
+        let mut files = self.call("ReadCgroup", Some(LISTING), call).await?.files;
+        files.retain(|_, text| text.len() <= MAX_FILE);
+        Ok(files)
     }
 
     /// Forgets an ended process, or with an empty `exec` the whole container.

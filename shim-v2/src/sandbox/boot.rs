@@ -30,6 +30,7 @@ use super::vsock::Vsock;
 use super::{Sandbox, Stop};
 use crate::config::{Config, ConfigError};
 use crate::container::oci::{Spec, SpecError};
+use crate::hooks::{HookError, HostHooks};
 use crate::mount::{self, MountError};
 use crate::sys;
 
@@ -76,6 +77,9 @@ pub enum BootError {
         /// Why.
         source: io::Error,
     },
+    /// A hook of the first container.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The VMM ended while booting.
     #[error("the virtual machine did not boot: {0}")]
     Ended(String),
@@ -100,7 +104,8 @@ fn host(step: &'static str) -> impl FnOnce(io::Error) -> BootError {
     move |source| BootError::Host { step, source }
 }
 
-/// Boots the sandbox of `spec`.
+/// Boots the sandbox of `spec`. The hooks of its first container run while the VMM
+/// waits for its configuration: in the pod's network namespace, before there is a guest.
 ///
 /// # Errors
 /// See [`BootError`]. The caller then runs [`super::release`].
@@ -108,6 +113,7 @@ pub async fn boot(
     file: Arc<StateFile>,
     config: &Config,
     spec: &Spec,
+    hooks: &HostHooks,
     cancelled: watch::Receiver<bool>,
 ) -> Result<Sandbox, BootError> {
     let size = super::size::size(spec.resources(), config, Host::read());
@@ -134,6 +140,9 @@ pub async fn boot(
     let (mut config_pipe, control, watch) = spawned.into_parts();
     let vmm = watch().map_err(host("watch the VMM"))?;
     let control = Control::start(control).map_err(host("use the control socket"))?;
+    let pid = vmm.pid().unsigned_abs();
+    let ran = async { Ok(hooks.create(&file, pid).await?) };
+    unless_over(ran, vmm.gone(), cancelled.clone()).await?;
     let nonce = nonce().map_err(host("read random bytes"))?;
     let document = vm_config(size, config, &files, &listener, &nonce);
     let json = serde_json::to_vec(&document).map_err(|e| host("write the VmConfig")(e.into()))?;
@@ -145,7 +154,8 @@ pub async fn boot(
     bell.set_nonblocking(true)
         .map_err(host("wait for the agent"))?;
     let bell = tokio::net::UnixListener::from_std(bell).map_err(host("wait for the agent"))?;
-    wait_for_agent(&bell, &nonce, vmm.gone(), cancelled).await?;
+    let rung = wait_for_agent(&bell, &nonce);
+    unless_over(rung, vmm.gone(), cancelled).await?;
     crate::log::timeline("agent_announced");
     // Nobody may ring again: from here on containers share the guest with the agent.
     drop(bell);
@@ -161,18 +171,22 @@ pub async fn boot(
     })
 }
 
-/// Waits until the agent announced itself, or until it never will.
-async fn wait_for_agent(
-    bell: &tokio::net::UnixListener,
-    nonce: &str,
+/// Waits until the agent announced itself.
+async fn wait_for_agent(bell: &tokio::net::UnixListener, nonce: &str) -> Result<(), BootError> {
+    match timeout(BOOT_DEADLINE, agent::answer_bell(bell, nonce)).await {
+        Ok(rung) => Ok(rung?),
+        Err(_) => Err(BootError::Deadline),
+    }
+}
+
+/// A step of the boot, unless the boot is over before the step is.
+async fn unless_over(
+    step: impl Future<Output = Result<(), BootError>>,
     mut gone: watch::Receiver<Option<VmmEnd>>,
     mut cancelled: watch::Receiver<bool>,
 ) -> Result<(), BootError> {
     tokio::select! {
-        rung = timeout(BOOT_DEADLINE, agent::answer_bell(bell, nonce)) => match rung {
-            Ok(rung) => Ok(rung?),
-            Err(_) => Err(BootError::Deadline),
-        },
+        done = step => done,
         end = vmm_process::end(&mut gone) => Err(BootError::Ended(end.reason)),
         _ = cancelled.wait_for(|cancelled| *cancelled) => Err(BootError::Cancelled),
     }
@@ -284,8 +298,8 @@ fn set_oom_score(pid: i32, adjust: i64) {
 /// Makes the VMM's root: the share, a mount of its own whose later mounts reach the
 /// VMM's namespace, and a place for the VMM's proc.
 fn make_jail(file: &StateFile) -> Result<PathBuf, BootError> {
-    let jail = file.dir().join("jail");
-    super::cleanup::remove_tree(&jail)?;
+    let jail = file.jail();
+    super::cleanup::remove_tree(file.dir(), &jail)?;
     let mut builder = fs::DirBuilder::new();
     builder.mode(0o700);
     let share = jail.join("share");

@@ -5,13 +5,13 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use super::state_file::{ProcessRef, StateFile};
+use crate::beneath;
 use crate::mount;
 use crate::sys;
 
@@ -66,8 +66,7 @@ pub fn release_sandbox(file: &StateFile) -> Result<(), CleanupError> {
         None => Ok(()),
     };
     let unmounted = unmount_all(file, &state.mounts);
-    let jail = file.dir().join("jail");
-    let removed = unmounted.and_then(|()| remove_tree(&jail));
+    let removed = unmounted.and_then(|()| remove_tree(file.dir(), &file.jail()));
     let forgotten = match (&killed, &state.vmm) {
         (Ok(()), Some(_)) => record(file, |state| state.vmm = None),
         _ => Ok(()),
@@ -84,7 +83,7 @@ pub fn remove_shim(file: &StateFile) -> Result<(), CleanupError> {
     let state = file.state();
     let socket = state.socket.map_or(Ok(()), |socket| remove_file(&socket));
     let address = remove_file(&state.bundle.join("address"));
-    let dir = remove_tree(file.dir());
+    let dir = remove_tree(file.dir(), file.dir());
     // The directories above go with their last sandbox; until then they are not empty.
     for above in file.dir().ancestors().skip(1).take(2) {
         if fs::remove_dir(above).is_err() {
@@ -124,7 +123,12 @@ pub fn kill(process: &ProcessRef) -> Result<(), CleanupError> {
 pub fn unmount_all(file: &StateFile, mounts: &[PathBuf]) -> Result<(), CleanupError> {
     let mut result = Ok(());
     for path in mounts.iter().rev() {
-        let unmounted = mount::unmount(path).map_err(|source| CleanupError::Unmount {
+        let jail = file.jail();
+        let unmounted = match path.starts_with(&jail) {
+            true => beneath::unmount(&jail, path),
+            false => mount::unmount(path),
+        };
+        let unmounted = unmounted.map_err(|source| CleanupError::Unmount {
             path: path.clone(),
             source,
         });
@@ -155,13 +159,13 @@ fn record(
     }
 }
 
-/// Removes a directory of ours. It holds directories, sockets, empty files that
-/// were mount points, and state files; anything else means that somebody's data
-/// still shows through, and is left alone together with the directory.
+/// Removes a directory of ours below the trusted `root`. It holds directories, sockets,
+/// empty files that were mount points, and state files; anything else means that
+/// somebody's data still shows through, and is left alone together with the directory.
 ///
 /// # Errors
 /// [`CleanupError::Unmount`] when something is mounted below, [`CleanupError::Remove`].
-pub fn remove_tree(dir: &Path) -> Result<(), CleanupError> {
+pub fn remove_tree(root: &Path, dir: &Path) -> Result<(), CleanupError> {
     let failed = |source| CleanupError::Remove {
         path: dir.to_owned(),
         source,
@@ -170,30 +174,10 @@ pub fn remove_tree(dir: &Path) -> Result<(), CleanupError> {
         let source = io::ErrorKind::ResourceBusy.into();
         return Err(CleanupError::Unmount { path, source });
     }
-    match remove_entries(dir) {
+    match beneath::remove_dir(root, dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.map_err(failed),
     }
-}
-
-fn remove_entries(dir: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let entry = entry?;
-        let (path, kind) = (entry.path(), entry.file_type()?);
-        let is_state = entry
-            .file_name()
-            .to_string_lossy()
-            .starts_with("state.json");
-        if kind.is_dir() {
-            remove_entries(&path)?;
-        } else if kind.is_socket() || is_state || (kind.is_file() && entry.metadata()?.len() == 0) {
-            fs::remove_file(&path)?;
-        } else {
-            let text = format!("{} is not of the shim's making", path.display());
-            return Err(io::Error::other(text));
-        }
-    }
-    fs::remove_dir(dir)
 }
 
 fn remove_file(path: &Path) -> Result<(), CleanupError> {

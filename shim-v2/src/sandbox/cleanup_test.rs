@@ -97,7 +97,7 @@ fn mounts_are_undone_in_reverse_and_struck_from_the_record() {
     assert!(inner.join("file").exists());
     assert_eq!(mount::mounts_below(&jail).unwrap().len(), 2);
     assert!(matches!(
-        remove_tree(&jail),
+        remove_tree(file.dir(), &jail),
         Err(CleanupError::Unmount { .. })
     ));
     release_sandbox(&file).unwrap();

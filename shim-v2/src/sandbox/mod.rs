@@ -28,18 +28,30 @@ pub mod vsock;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use husk_vmm::exit::Exit;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use agent::Agent;
-use control::Control;
+use agent::{Agent, AgentError};
+use control::{Control, ControlError};
 use state_file::StateFile;
 use vmm_process::VmmProcess;
 use vsock::Vsock;
 
-/// How long the VMM may take to be gone after each attempt to end it.
-const END: Duration = Duration::from_secs(1);
+use crate::container::rootfs::RootfsError;
+use crate::container::stdio::StdioError;
+use crate::error::Error;
+
+/// How long the guest may take to power off. These three together stay within the
+/// 3 s that containerd waits for Shutdown.
+const POWER_OFF: Duration = Duration::from_millis(1200);
+/// How long the VMM may take to end when it is told to.
+const STOP: Duration = Duration::from_millis(300);
+/// How long the VMM may take to be gone once it was killed.
+const KILL: Duration = Duration::from_millis(500);
+/// How long a broken connection to the VMM may take to turn out as its end.
+const END_GRACE: Duration = Duration::from_millis(900);
 
 /// A running virtual machine.
 pub struct Sandbox {
@@ -88,6 +100,7 @@ impl Sandbox {
             let sandbox = self.clone();
             tokio::spawn(async move {
                 sandbox.end_vm().await;
+                crate::log::timeline("gone");
                 release(sandbox.file.clone()).await;
                 sandbox.stop.send_replace(Stop::Done);
             });
@@ -96,28 +109,72 @@ impl Sandbox {
         drop(done.wait_for(|stop| *stop == Stop::Done).await);
     }
 
-    /// Politely, firmly, by force.
-    async fn end_vm(&self) {
+    /// Why the machine ended by itself; `None` while it lives and after an orderly end.
+    pub fn died_of(&self) -> Option<String> {
+        let gone = self.vmm.gone();
+        let end = gone.borrow().clone()?;
+        let orderly = matches!(end.exit, Some(Exit::Clean | Exit::Stopped));
+        Some(end.reason).filter(|_| !orderly)
+    }
+
+    /// The error of a call that failed because the VMM is gone: whoever reads it learns
+    /// why the machine ended, not which socket broke. Other errors stay as they are.
+    pub async fn blame(&self, call: &'static str, error: Error) -> Error {
+        let broken = match &error {
+            Error::Stdio(StdioError::Connect { .. }) => true,
+            Error::Rootfs(RootfsError::Export { source, .. }) => {
+                matches!(source, ControlError::Silent(_))
+            }
+            _ => false,
+        };
+        if !broken {
+            return error;
+        }
+        match timeout(END_GRACE, vmm_process::end(&mut self.vmm.gone())).await {
+            Ok(end) => {
+                let reason = end.reason;
+                AgentError::VmGone { call, reason }.into()
+            }
+            Err(_) => error,
+        }
+    }
+
+    /// Politely, firmly, by force. What is on the host stays until [`Sandbox::stop`].
+    pub async fn end_vm(&self) {
         let mut gone = self.vmm.gone();
         if gone.borrow().is_none() {
-            if let Err(error) = self.agent.power_off().await {
-                log::debug!("power off: {error}");
-            }
-            if timeout(END, vmm_process::end(&mut gone)).await.is_err() {
-                log::warn!("the guest does not power off, the VMM is stopped");
-                let stopped = timeout(END, async {
-                    if let Err(error) = self.control.stop().await {
-                        log::warn!("the VMM is not stopped: {error}");
+            let politely = timeout(POWER_OFF, async {
+                match self.agent.power_off().await {
+                    // The machine may end before it has answered.
+                    Ok(()) | Err(AgentError::VmGone { .. }) => {
+                        drop(vmm_process::end(&mut gone).await);
+                        true
                     }
-                    vmm_process::end(&mut gone).await
-                });
-                if stopped.await.is_err() {
-                    self.vmm.kill();
-                    drop(timeout(END, vmm_process::end(&mut gone)).await);
+                    Err(error) => {
+                        log::debug!("power off: {error}");
+                        false
+                    }
                 }
+            });
+            if !matches!(politely.await, Ok(true)) {
+                log::warn!("the guest does not power off, the VMM is stopped");
+                self.stop_vmm().await;
             }
         }
-        crate::log::timeline("gone");
+    }
+
+    async fn stop_vmm(&self) {
+        let mut gone = self.vmm.gone();
+        let stopped = timeout(STOP, async {
+            if let Err(error) = self.control.stop().await {
+                log::warn!("the VMM is not stopped: {error}");
+            }
+            vmm_process::end(&mut gone).await
+        });
+        if stopped.await.is_err() {
+            self.vmm.kill();
+            drop(timeout(KILL, vmm_process::end(&mut gone)).await);
+        }
     }
 }
 

@@ -30,6 +30,19 @@ pub struct State {
     pub vmm: Option<ProcessRef>,
     /// Mount points in the order of mounting.
     pub mounts: Vec<PathBuf>,
+    /// Containers whose hooks were run, or begun with: their `poststop` is due.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hooked: Vec<HookedContainer>,
+}
+
+/// A container with hooks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HookedContainer {
+    /// Its id.
+    pub id: String,
+    /// Its bundle, whose config.json names the hooks.
+    pub bundle: PathBuf,
 }
 
 /// A process that cannot be mistaken for a later one with the same pid.
@@ -119,6 +132,11 @@ impl StateFile {
     /// The sandbox's run directory.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The root directory of the VMM.
+    pub fn jail(&self) -> PathBuf {
+        self.dir.join("jail")
     }
 
     /// A copy of the state.

@@ -1,13 +1,15 @@
 //! Connections into the guest: the VMM's Unix socket with its one-line handshake.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
+
+use crate::beneath;
 
 /// How long the guest may take to accept a connection.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -37,7 +39,9 @@ impl Vsock {
     /// # Errors
     /// `TimedOut` when the guest does not accept, otherwise what the socket gave.
     pub async fn connect(&self, port: u32) -> io::Result<UnixStream> {
-        let connect = handshake(self.path("vsock"), port);
+        // The VMM can put a link to any of the host's sockets in its place.
+        let socket = beneath::open_at(self.jail.as_fd(), Path::new("vsock"))?;
+        let connect = handshake(beneath::handle(&socket), port);
         timeout(DEADLINE, connect)
             .await
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -16,12 +16,14 @@ use crate::config::{self, Config};
 use crate::container::Container;
 use crate::container::oci::Spec;
 use crate::container::process::Process;
-use crate::container::rootfs::{Shared, Sources, source_kind};
+use crate::container::rootfs::{RootfsError, Shared, Sources, source_kind};
 use crate::container::stdio::{Fifos, Paths};
-use crate::container::supervise::supervise;
+use crate::container::supervise::{supervise, watch_oom};
 use crate::error::Error;
+use crate::hooks::{self, HostHooks};
 use crate::ids;
 use crate::sandbox::boot::boot;
+use crate::sandbox::state_file::StateFile;
 use crate::sandbox::{self, Sandbox};
 use crate::shim::Shim;
 
@@ -30,7 +32,8 @@ struct Plan {
     stdio: Paths,
     spec: Spec,
     json: Vec<u8>,
-    sources: Sources,
+    sources: Arc<Sources>,
+    hooks: HostHooks,
 }
 
 /// Creates a container.
@@ -45,15 +48,27 @@ pub async fn create(
         tokio::task::spawn_blocking(move || plan(request)).await
     };
     let (plan, config) = planned.map_err(|_| Error::Panicked("Create"))??;
+    let mut shared = Shared::default();
     let (sandbox, booted) = match shim.slot.claim()? {
         Some(sandbox) => (sandbox, false),
-        None => (boot_sandbox(&shim, &config, &plan.spec).await?, true),
+        None => (
+            boot_sandbox(&shim, &config, &plan, &mut shared).await?,
+            true,
+        ),
     };
-    let mut shared = Shared::default();
     let (id, bundle) = (plan.sources.id.clone(), plan.sources.bundle.clone());
-    let init = match set_up(&sandbox, plan, &mut shared).await {
+    let made = async {
+        if !booted {
+            let file = &sandbox.file;
+            on_host(&mut shared, file, &plan.sources, Shared::mount_snapshot).await?;
+            plan.hooks.create(file, sandbox.pid()).await?;
+        }
+        set_up(&sandbox, plan, &mut shared).await
+    };
+    let init = match made.await {
         Ok(init) => init,
         Err(error) => {
+            let error = sandbox.blame("Create", error).await;
             undo(&shim, &sandbox, booted, shared, id).await;
             return Err(error);
         }
@@ -63,7 +78,13 @@ pub async fn create(
     reservation.fill(container.clone());
     shim.events.publish(&created(&request, pid));
     let init = container.init.clone();
-    tokio::spawn(supervise(shim.events.clone(), sandbox, container, init));
+    let events = &shim.events;
+    tokio::spawn(watch_oom(
+        events.clone(),
+        sandbox.clone(),
+        container.clone(),
+    ));
+    tokio::spawn(supervise(events.clone(), sandbox, container, init));
     Ok(CreateTaskResponse {
         pid,
         ..CreateTaskResponse::default()
@@ -90,7 +111,10 @@ fn plan(request: CreateTaskRequest) -> Result<(Plan, Config), Error> {
     let bundle = PathBuf::from(request.bundle);
     let spec = Spec::load(&bundle)?;
     let rootfs = spec.rootfs(&bundle)?;
-    let guest = spec.clone().for_guest(&request.id, &bundle, source_kind)?;
+    let guest = spec
+        .clone()
+        .for_guest(&request.id, &bundle, config.lsm_labels, source_kind)?;
+    let hooks = HostHooks::new(&spec, &request.id, &bundle);
     let sources = Sources {
         id: request.id,
         bundle,
@@ -107,14 +131,26 @@ fn plan(request: CreateTaskRequest) -> Result<(Plan, Config), Error> {
         stdio,
         spec,
         json,
-        sources,
+        sources: Arc::new(sources),
+        hooks,
     };
     Ok((plan, config))
 }
 
 /// Boots the shim's only sandbox; a failed boot is the end of it.
-async fn boot_sandbox(shim: &Shim, config: &Config, spec: &Spec) -> Result<Arc<Sandbox>, Error> {
-    match boot(shim.file.clone(), config, spec, shim.ending()).await {
+async fn boot_sandbox(
+    shim: &Shim,
+    config: &Config,
+    plan: &Plan,
+    shared: &mut Shared,
+) -> Result<Arc<Sandbox>, Error> {
+    let file = &shim.file;
+    let booted = async {
+        on_host(shared, file, &plan.sources, Shared::mount_snapshot).await?;
+        let cancelled = shim.ending();
+        Ok(boot(file.clone(), config, &plan.spec, &plan.hooks, cancelled).await?)
+    };
+    match booted.await {
         Ok(sandbox) => {
             let sandbox = Arc::new(sandbox);
             shim.slot.ready(sandbox.clone());
@@ -122,10 +158,28 @@ async fn boot_sandbox(shim: &Shim, config: &Config, spec: &Spec) -> Result<Arc<S
         }
         Err(error) => {
             drop(shim.slot.end());
-            sandbox::release(shim.file.clone()).await;
-            Err(error.into())
+            hooks::poststop_all(file).await;
+            sandbox::release(file.clone()).await;
+            Err(error)
         }
     }
+}
+
+/// A step of mounting, off the async threads.
+async fn on_host(
+    shared: &mut Shared,
+    file: &Arc<StateFile>,
+    sources: &Arc<Sources>,
+    step: fn(&mut Shared, &StateFile, &Sources) -> Result<(), RootfsError>,
+) -> Result<(), Error> {
+    let (file, sources, mut made) = (file.clone(), sources.clone(), std::mem::take(shared));
+    let done = tokio::task::spawn_blocking(move || {
+        let result = step(&mut made, &file, &sources);
+        (made, result)
+    });
+    let (made, result) = done.await.map_err(|_| Error::Panicked("Create"))?;
+    *shared = made;
+    Ok(result?)
 }
 
 /// Files, streams, agent. What was mounted before an error is in `shared`.
@@ -137,20 +191,13 @@ async fn set_up(sandbox: &Sandbox, plan: Plan, shared: &mut Shared) -> Result<Pr
         ..
     } = plan;
     let id = sources.id.clone();
-    let file = sandbox.file.clone();
-    let mounted = tokio::task::spawn_blocking(move || {
-        let mut shared = Shared::default();
-        let result = shared.mount(&file, &sources);
-        (shared, result)
-    });
-    let (made, result) = mounted.await.map_err(|_| Error::Panicked("Create"))?;
-    *shared = made;
-    result?;
+    on_host(shared, &sandbox.file, &sources, Shared::mount).await?;
     shared.export(&sandbox.control).await?;
     let (fifos, message) = Fifos::open(&stdio).await?;
     let request = CreateContainerRequest {
         container_id: id,
         spec_json: json,
+        bundle: sources.bundle.to_string_lossy().into_owned(),
         stdio: Some(message).into(),
         ..CreateContainerRequest::default()
     };
@@ -163,12 +210,15 @@ async fn set_up(sandbox: &Sandbox, plan: Plan, shared: &mut Shared) -> Result<Pr
 async fn undo(shim: &Shim, sandbox: &Arc<Sandbox>, booted: bool, shared: Shared, id: String) {
     if booted {
         drop(shim.slot.end());
+        sandbox.end_vm().await;
+        hooks::poststop(&sandbox.file, &id).await;
         return sandbox.stop().await;
     }
     // The guest may know the container or not: whatever it has of it must go.
     if let Err(error) = sandbox.agent.delete(&id, "").await {
         log::debug!("container {id}: {error}");
     }
+    hooks::poststop(&sandbox.file, &id).await;
     super::delete::release_files(sandbox, shared, id).await;
 }
 

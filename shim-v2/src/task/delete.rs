@@ -6,10 +6,11 @@ use containerd_shim_protos::api::{DeleteRequest, DeleteResponse};
 use containerd_shim_protos::events::task::TaskDelete;
 
 use crate::container::Container;
-use crate::container::process::{Exit, KILLED, Process, State, StateError};
+use crate::container::process::{Exit, KILLED, Process, State};
 use crate::container::rootfs::Shared;
 use crate::container::supervise::publish_exit;
 use crate::error::{Error, chain};
+use crate::hooks;
 use crate::sandbox::{Sandbox, SlotError};
 use crate::shim::Shim;
 
@@ -21,7 +22,7 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
     let exit = match process.state() {
         State::Stopped(exit) => exit,
         State::Created => Exit::now(KILLED),
-        State::Starting | State::Running => return Err(StateError::Running.into()),
+        state => return Err(state.refuses("delete").into()),
     };
     let pid = sandbox.pid();
     if request.exec_id.is_empty() {
@@ -61,10 +62,16 @@ async fn delete_exec(sandbox: &Sandbox, container: &Container, process: &Process
 /// in the background: Shutdown waits for it.
 async fn delete_container(shim: &Shim, sandbox: Arc<Sandbox>, container: &Container) {
     if shim.containers.remove(&container.id) {
+        if hooks::pending(&sandbox.file, &container.id) {
+            // They are to find the container gone, and its files still there.
+            sandbox.end_vm().await;
+            hooks::poststop(&sandbox.file, &container.id).await;
+        }
         tokio::spawn(async move { sandbox.stop().await });
         return;
     }
     forget_in_guest(&sandbox, container, "").await;
+    hooks::poststop(&sandbox.file, &container.id).await;
     release_files(&sandbox, container.shared.clone(), container.id.clone()).await;
 }
 

@@ -1,12 +1,15 @@
 //! Exec: registers one more process of a running container; Start runs it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use containerd_shim_protos::api::{Empty, ExecProcessRequest};
 use containerd_shim_protos::events::task::TaskExecAdded;
 use serde_json::{Map, Value, json};
 
-use crate::container::process::{Process, State, StateError};
+use crate::config::{self, Config, LabelPolicy};
+use crate::container::labels;
+use crate::container::process::{Process, State};
 use crate::container::stdio::Paths;
 use crate::error::Error;
 use crate::ids;
@@ -16,10 +19,12 @@ use crate::shim::Shim;
 pub async fn exec(shim: Arc<Shim>, request: ExecProcessRequest) -> Result<Empty, Error> {
     let container = shim.containers.get(&request.id)?;
     ids::check(&request.exec_id)?;
-    if container.init.state() != State::Running {
-        return Err(StateError::NotRunning.into());
+    match container.init.state() {
+        State::Running => {}
+        state => return Err(state.refuses("exec in").into()),
     }
-    let spec = process_spec(&request.spec.value, request.terminal)?;
+    let policy = Config::load(Path::new(config::PATH))?.lsm_labels;
+    let spec = process_spec(&request.spec.value, request.terminal, policy)?;
     let stdio = Paths {
         terminal: request.terminal,
         stdin: request.stdin,
@@ -38,7 +43,7 @@ pub async fn exec(shim: Arc<Shim>, request: ExecProcessRequest) -> Result<Empty,
 
 /// The OCI `process` object for the guest: the request decides about the terminal,
 /// and labels of the host's security modules stay on the host.
-fn process_spec(json: &[u8], terminal: bool) -> Result<Vec<u8>, Error> {
+fn process_spec(json: &[u8], terminal: bool, policy: LabelPolicy) -> Result<Vec<u8>, Error> {
     let bad = |problem: String| Error::Argument {
         what: "spec",
         problem,
@@ -46,8 +51,7 @@ fn process_spec(json: &[u8], terminal: bool) -> Result<Vec<u8>, Error> {
     let mut process: Map<String, Value> = serde_json::from_slice(json)
         .map_err(|error| bad(format!("is not an OCI process object: {error}")))?;
     process.insert("terminal".to_owned(), terminal.into());
-    process.remove("apparmorProfile");
-    process.remove("selinuxLabel");
+    labels::strip(&mut process, "process", labels::PROCESS, policy)?;
     serde_json::to_vec(&process).map_err(|error| bad(error.to_string()))
 }
 
@@ -73,11 +77,12 @@ mod tests {
         let spec = process_spec(
             br#"{"args":["a"],"terminal":false,"apparmorProfile":"p"}"#,
             true,
+            LabelPolicy::Ignore,
         );
         let spec: Value = serde_json::from_slice(&spec.unwrap()).unwrap();
         assert_eq!(spec, json!({ "args": ["a"], "terminal": true }));
         for bad in [&b""[..], b"{", b"[]", b"null"] {
-            assert!(process_spec(bad, false).is_err());
+            assert!(process_spec(bad, false, LabelPolicy::Ignore).is_err());
         }
     }
 

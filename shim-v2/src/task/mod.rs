@@ -4,17 +4,21 @@
 //! Verbs that change something run in a task of their own: containerd giving up on
 //! a call does not leave it half done.
 
+mod checkpoint;
 mod close_io;
 mod connect;
 mod create;
 mod delete;
 mod exec;
 mod kill;
+mod pause;
 mod pids;
 mod resize;
 mod shutdown;
 mod start;
 mod state;
+mod stats;
+mod update;
 mod wait;
 
 use std::future::Future;
@@ -31,6 +35,7 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::shim_async::Task;
 use ttrpc::asynchronous::TtrpcContext;
 
+use crate::container::process::StateError;
 use crate::error::{Error, chain};
 use crate::shim::Shim;
 
@@ -43,6 +48,18 @@ impl TaskService {
     /// The service of a shim.
     pub fn new(shim: Arc<Shim>) -> Self {
         Self { shim }
+    }
+
+    /// A process that is found stopped may be so because its machine died, of which
+    /// the caller has not heard yet.
+    fn explain(&self, error: Error) -> Error {
+        let Error::State(state @ StateError::Wrong { .. }) = error else {
+            return error;
+        };
+        match self.shim.slot.get().and_then(|sandbox| sandbox.died_of()) {
+            Some(reason) => Error::Died { state, reason },
+            None => error,
+        }
     }
 
     /// Runs a verb that changes something, to its end.
@@ -58,7 +75,8 @@ impl TaskService {
     {
         log::debug!("{verb} {id}");
         let result = tokio::spawn(work(self.shim.clone())).await;
-        finish(verb, id, result.unwrap_or(Err(Error::Panicked(verb))))
+        let result = result.unwrap_or(Err(Error::Panicked(verb)));
+        finish(verb, id, result.map_err(|error| self.explain(error)))
     }
 }
 
@@ -73,10 +91,6 @@ fn finish<T>(verb: &'static str, id: &str, result: Result<T, Error>) -> ttrpc::R
         log::log!(level, "{verb} {id}: {}", chain(&error));
         error.into_status()
     })
-}
-
-fn unsupported<T>(verb: &'static str) -> ttrpc::Result<T> {
-    Err(Error::Unsupported(verb).into_status())
 }
 
 #[async_trait]
@@ -163,23 +177,41 @@ impl Task for TaskService {
         Ok(connect::connect(&self.shim, &request))
     }
 
-    async fn pause(&self, _: &TtrpcContext, _: PauseRequest) -> ttrpc::Result<Empty> {
-        unsupported("Pause")
+    async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
+        let id = request.id.clone();
+        self.run("Pause", &id, |shim| pause::pause(shim, request))
+            .await
     }
 
-    async fn resume(&self, _: &TtrpcContext, _: ResumeRequest) -> ttrpc::Result<Empty> {
-        unsupported("Resume")
+    async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
+        let id = request.id.clone();
+        self.run("Resume", &id, |shim| pause::resume(shim, request))
+            .await
     }
 
-    async fn checkpoint(&self, _: &TtrpcContext, _: CheckpointTaskRequest) -> ttrpc::Result<Empty> {
-        unsupported("Checkpoint")
+    async fn checkpoint(
+        &self,
+        _: &TtrpcContext,
+        request: CheckpointTaskRequest,
+    ) -> ttrpc::Result<Empty> {
+        finish(
+            "Checkpoint",
+            &request.id,
+            checkpoint::checkpoint(&self.shim, &request),
+        )
     }
 
-    async fn update(&self, _: &TtrpcContext, _: UpdateTaskRequest) -> ttrpc::Result<Empty> {
-        unsupported("Update")
+    async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
+        let id = request.id.clone();
+        self.run("Update", &id, |shim| update::update(shim, request))
+            .await
     }
 
-    async fn stats(&self, _: &TtrpcContext, _: StatsRequest) -> ttrpc::Result<StatsResponse> {
-        unsupported("Stats")
+    async fn stats(&self, _: &TtrpcContext, request: StatsRequest) -> ttrpc::Result<StatsResponse> {
+        finish(
+            "Stats",
+            &request.id,
+            stats::stats(&self.shim, &request).await,
+        )
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use agent_protocol::agent::ResizePtyRequest as Resize;
 use containerd_shim_protos::api::{Empty, ResizePtyRequest};
 
-use crate::container::process::{State, StateError};
+use crate::container::process::State;
 use crate::error::Error;
 use crate::sandbox::SlotError;
 use crate::shim::Shim;
@@ -14,20 +14,18 @@ use crate::shim::Shim;
 pub async fn resize(shim: Arc<Shim>, request: ResizePtyRequest) -> Result<Empty, Error> {
     let container = shim.containers.get(&request.id)?;
     let process = container.process(&request.exec_id)?;
-    if !process.stdio.terminal {
-        let problem = "the process has no terminal".to_owned();
-        return Err(Error::Argument {
-            what: "id",
-            problem,
-        });
+    let state = process.state();
+    let (is_exec, terminal) = (!request.exec_id.is_empty(), process.stdio.terminal);
+    if matches!(state, State::Stopped(_)) && (is_exec || terminal) {
+        return Err(state.refuses("resize").into());
+    }
+    if !terminal {
+        // Clients resize whatever they attach to; runc has nothing against it.
+        return Ok(Empty::default());
     }
     process.set_size(request.width, request.height);
-    match process.state() {
-        State::Created | State::Starting if !request.exec_id.is_empty() => {
-            return Ok(Empty::default());
-        }
-        State::Stopped(_) => return Err(StateError::Finished.into()),
-        _ => {}
+    if is_exec && matches!(state, State::Created | State::Starting) {
+        return Ok(Empty::default());
     }
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
     let resize = Resize {

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use agent_protocol::agent::ExecProcessRequest;
+use agent_protocol::agent::{ExecProcessRequest, ResizePtyRequest, SignalProcessRequest};
 use containerd_shim_protos::api::{StartRequest, StartResponse};
 use containerd_shim_protos::events::task::{TaskExecStarted, TaskStart};
 
 use crate::container::Container;
-use crate::container::process::{Exit, KILLED, Process, State, StateError};
+use crate::container::process::{Exit, KILLED, Process, State};
 use crate::container::stdio::Fifos;
 use crate::container::supervise::supervise;
 use crate::error::{Error, chain};
+use crate::hooks;
+use crate::sandbox::agent::AgentError;
 use crate::sandbox::{Sandbox, SlotError};
 use crate::shim::Shim;
 
@@ -28,6 +30,7 @@ pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<StartRespon
         start_exec(&shim, &sandbox, &container, &process).await
     };
     if let Err(error) = started {
+        let error = sandbox.blame("Start", error).await;
         if request.exec_id.is_empty() {
             process.start_failed();
         } else {
@@ -37,6 +40,11 @@ pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<StartRespon
         return Err(error);
     }
     process.started();
+    if !request.exec_id.is_empty()
+        && let Err(error) = apply_late_size(&sandbox, &container, &process).await
+    {
+        log::warn!("terminal of exec {}: {error}", request.exec_id);
+    }
     // It runs already: a client that took its fifo away cannot stop it.
     if let Some(streams) = process.streams()
         && let Err(error) = streams.start_stdin(&sandbox.vsock).await
@@ -52,6 +60,18 @@ pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<StartRespon
 async fn start_init(shim: &Shim, sandbox: &Sandbox, container: &Container) -> Result<(), Error> {
     sandbox.agent.start(&container.id).await?;
     crate::log::timeline("container_started");
+    if let Err(error) = hooks::poststart(&sandbox.file, &container.id, sandbox.pid()).await {
+        // It does not run without its hook, as with runc.
+        let kill = SignalProcessRequest {
+            container_id: container.id.clone(),
+            signal: libc::SIGKILL as u32,
+            ..SignalProcessRequest::default()
+        };
+        if let Err(error) = sandbox.agent.signal(&kill).await {
+            log::warn!("container {}: {error}", container.id);
+        }
+        return Err(error.into());
+    }
     shim.events.publish(&TaskStart {
         container_id: container.id.clone(),
         pid: sandbox.pid(),
@@ -60,24 +80,63 @@ async fn start_init(shim: &Shim, sandbox: &Sandbox, container: &Container) -> Re
     Ok(())
 }
 
+/// A terminal may have been resized while its exec was being started with an older size.
+async fn apply_late_size(
+    sandbox: &Sandbox,
+    container: &Container,
+    process: &Process,
+) -> Result<(), AgentError> {
+    let Some((width, height)) = process.late_size() else {
+        return Ok(());
+    };
+    let resize = ResizePtyRequest {
+        container_id: container.id.clone(),
+        exec_id: process.exec_id.clone(),
+        width,
+        height,
+        ..ResizePtyRequest::default()
+    };
+    sandbox.agent.resize(&resize).await
+}
+
+/// The caller is told that the exec did not start, so it must not run later.
+async fn take_back(sandbox: &Sandbox, container: &Container, process: &Process) {
+    let kill = SignalProcessRequest {
+        container_id: container.id.clone(),
+        exec_id: process.exec_id.clone(),
+        signal: libc::SIGKILL as u32,
+        ..SignalProcessRequest::default()
+    };
+    let killed = sandbox.agent.signal(&kill).await;
+    let deleted = sandbox.agent.delete(&container.id, &process.exec_id).await;
+    if let Err(error) = killed.and(deleted) {
+        log::warn!("exec {}: {error}", process.exec_id);
+    }
+}
+
 async fn start_exec(
     shim: &Shim,
     sandbox: &Arc<Sandbox>,
     container: &Arc<Container>,
     process: &Arc<Process>,
 ) -> Result<(), Error> {
-    if container.init.state() != State::Running {
-        return Err(StateError::NotRunning.into());
+    match container.init.state() {
+        State::Running => {}
+        state => return Err(state.refuses("exec in").into()),
     }
     let (fifos, stdio) = Fifos::open(&process.stdio).await?;
     let request = ExecProcessRequest {
         container_id: container.id.clone(),
         exec_id: process.exec_id.clone(),
-        process_json: super::exec::with_size(&process.spec, process.size()),
+        process_json: super::exec::with_size(&process.spec, process.size_for_start()),
         stdio: Some(stdio).into(),
         ..ExecProcessRequest::default()
     };
-    sandbox.agent.exec(&request).await?;
+    let started = sandbox.agent.exec(&request).await;
+    if matches!(started, Err(AgentError::Deadline { .. })) {
+        take_back(sandbox, container, process).await;
+    }
+    process.set_guest_pid(started?);
     match fifos.connect(&sandbox.vsock).await {
         Ok(streams) => process.set_streams(streams),
         // It runs already: without its output, but not out of reach.

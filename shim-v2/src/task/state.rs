@@ -2,7 +2,7 @@
 
 use containerd_shim_protos::api::{StateRequest, StateResponse, Status};
 
-use crate::container::process::State;
+use crate::container::process::{Process, State};
 use crate::error::Error;
 use crate::shim::Shim;
 
@@ -10,18 +10,16 @@ use crate::shim::Shim;
 pub fn state(shim: &Shim, request: &StateRequest) -> Result<StateResponse, Error> {
     let container = shim.containers.get(&request.id)?;
     let process = container.process(&request.exec_id)?;
-    let pid = shim.slot.get().map_or(0, |sandbox| sandbox.pid());
-    let status = match process.state() {
-        State::Created | State::Starting => Status::CREATED,
-        State::Running => Status::RUNNING,
-        State::Stopped(_) => Status::STOPPED,
+    let id = match process.exec_id.as_str() {
+        "" => &container.id,
+        exec_id => exec_id,
     };
     let exit = process.exit();
     Ok(StateResponse {
-        id: container.id.clone(),
+        id: id.to_owned(),
         bundle: container.bundle.to_string_lossy().into_owned(),
-        pid,
-        status: status.into(),
+        pid: shim.slot.get().map_or(0, |sandbox| sandbox.pid()),
+        status: status(&process, &container.init).into(),
         stdin: process.stdio.stdin.clone(),
         stdout: process.stdio.stdout.clone(),
         stderr: process.stdio.stderr.clone(),
@@ -31,4 +29,54 @@ pub fn state(shim: &Shim, request: &StateRequest) -> Result<StateResponse, Error
         exec_id: request.exec_id.clone(),
         ..StateResponse::default()
     })
+}
+
+/// An exec stands still with its container.
+fn status(process: &Process, init: &Process) -> Status {
+    let state = match process.state() {
+        State::Running => init.state(),
+        own => own,
+    };
+    match state {
+        State::Created | State::Starting => Status::CREATED,
+        State::Running => Status::RUNNING,
+        State::Pausing => Status::PAUSING,
+        State::Paused | State::Resuming => Status::PAUSED,
+        // An exec whose init has just ended: its own end is on the way.
+        State::Stopped(_) if process.exit().is_none() => Status::RUNNING,
+        State::Stopped(_) => Status::STOPPED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::container::process::Exit;
+    use crate::container::stdio::Paths;
+
+    fn process(exec_id: &str) -> Process {
+        Process::new(exec_id.to_owned(), Paths::default(), Vec::new())
+    }
+
+    #[test]
+    fn an_exec_is_paused_with_its_container_and_stopped_by_itself() {
+        let (init, exec) = (process(""), process("e"));
+        let both = |init: &Process, exec: &Process| (status(init, init), status(exec, init));
+        assert_eq!(both(&init, &exec), (Status::CREATED, Status::CREATED));
+        for process in [&init, &exec] {
+            process.begin_start().unwrap();
+            process.started();
+        }
+        assert_eq!(both(&init, &exec), (Status::RUNNING, Status::RUNNING));
+        init.begin_pause().unwrap();
+        assert_eq!(both(&init, &exec), (Status::PAUSING, Status::PAUSING));
+        assert!(init.paused());
+        assert_eq!(both(&init, &exec), (Status::PAUSED, Status::PAUSED));
+        init.begin_resume().unwrap();
+        assert!(init.resumed());
+        init.exited(Exit::now(0));
+        assert_eq!(both(&init, &exec), (Status::STOPPED, Status::RUNNING));
+        exec.exited(Exit::now(0));
+        assert_eq!(both(&init, &exec), (Status::STOPPED, Status::STOPPED));
+    }
 }

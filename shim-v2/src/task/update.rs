@@ -1,0 +1,69 @@
+//! Update: new limits for a container. They are the guest's to apply; the machine
+//! around it keeps its size.
+
+use std::sync::Arc;
+
+use containerd_shim_protos::api::{Empty, UpdateTaskRequest};
+use serde_json::{Map, Value};
+
+use crate::container::process::State;
+use crate::error::Error;
+use crate::sandbox::SlotError;
+use crate::shim::Shim;
+
+/// How the type of the resources ends; before it stands a version of the OCI spec.
+const TYPE: &str = "LinuxResources";
+
+/// Applies what the resources name to a container.
+pub async fn update(shim: Arc<Shim>, request: UpdateTaskRequest) -> Result<Empty, Error> {
+    let container = shim.containers.get(&request.id)?;
+    let resources = request.resources.into_option().unwrap_or_default();
+    let resources = check(&resources.type_url, resources.value)?;
+    let state = container.init.state();
+    if matches!(state, State::Stopped(_)) {
+        return Err(state.refuses("update").into());
+    }
+    let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
+    sandbox.agent.update(&request.id, resources).await?;
+    Ok(Empty::default())
+}
+
+/// containerd sends Go's JSON form of the OCI object, under a type of its own making.
+fn check(type_url: &str, json: Vec<u8>) -> Result<Vec<u8>, Error> {
+    let bad = |problem: String| Error::Argument {
+        what: "resources",
+        problem,
+    };
+    if type_url.rsplit('/').next() != Some(TYPE) {
+        return Err(bad(format!("is of type {type_url:?}, not {TYPE}")));
+    }
+    match serde_json::from_slice::<Map<String, Value>>(&json) {
+        Ok(_) => Ok(json),
+        Err(error) => Err(bad(format!("is not an OCI resources object: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+
+    #[test]
+    fn only_resources_of_linux_are_taken() {
+        let json = br#"{"memory":{"limit":1048576}}"#;
+        assert_eq!(check(URL, json.to_vec()).unwrap(), json);
+        assert!(check(URL, b"{}".to_vec()).is_ok());
+        let windows = URL.replace("Linux", "Windows");
+        for (url, json) in [
+            (windows.as_str(), &b"{}"[..]),
+            ("", b"{}"),
+            (URL, b""),
+            (URL, b"[]"),
+            (URL, b"null"),
+        ] {
+            let error = check(url, json.to_vec()).unwrap_err();
+            assert_eq!(error.code(), ttrpc::Code::INVALID_ARGUMENT, "{error}");
+        }
+    }
+}
