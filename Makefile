@@ -1,14 +1,20 @@
 # Husk's front door. Each target sets up what it needs; nothing else to prepare.
 #   make demo      from nothing to a container in its own micro-VM, under real containerd
 #   make test      format, lints, unit and end-to-end tests (make unit, make e2e T=name)
+#   make e2e SUITE=forky    the end-to-end tests on a node of another Debian suite
+#   make e2e-full  all of them, the long ones too, on the nodes of both suites
 #   make node      a root shell on the test node with containerd and this runtime
 #   make bench     figures against runc and QEMU; also written to target/bench.json
 #   make install   to PREFIX (/usr/local), below DESTDIR; make build; make clean
 PREFIX ?= /usr/local
-NODE := $(CURDIR)/tests/node/run
+SUITE ?= trixie
+# Seconds after which the end-to-end tests are given up.
+LIMIT ?= 2400
+NODE := $(CURDIR)/tests/node/run --suite $(SUITE)
+E2E = cargo test -p husk-tests --test e2e -- --test-threads=1 --logfile /run/results/verdicts
 ON_NODE = CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) $(1)"
 
-.PHONY: build kernel agent programs demo test lint unit e2e node bench install clean
+.PHONY: build kernel agent programs demo test lint unit e2e e2e-forky e2e-full node bench install clean
 
 build: kernel agent programs
 
@@ -39,7 +45,18 @@ unit: host
 	cargo test -p husk-tests --lib --test docs
 
 e2e: build
-	$(call ON_NODE,--results $(CURDIR)/target/e2e) cargo test -p husk-tests --test e2e -- --test-threads=1 $(T)
+	$(call ON_NODE,--timeout $(LIMIT) --results $(CURDIR)/target/e2e/$(SUITE)) $(E2E) $(T)
+
+# What depends on containerd's version: enough to see that the other one works.
+FORKY = ctr_run::hello ctr_run::the_exit_code ctr_exec::an_exec_has_its_own \
+	ctr_signals::the_events_of_a_container ctr_signals::a_signal_ends \
+	ctr_stdin::what_goes_in ctr_stdin::lengths_around failures::a_killed_shim
+e2e-forky: build
+	$(MAKE) e2e SUITE=forky T='$(FORKY)'
+
+e2e-full: build
+	$(MAKE) e2e SUITE=trixie LIMIT=9000 T=--include-ignored
+	$(MAKE) e2e SUITE=forky LIMIT=9000 T=--include-ignored
 
 node: build
 	$(NODE) --shell

@@ -5,8 +5,11 @@
 //! outside is doing. They do not show what a VM exit costs on silicon.
 
 mod boot;
+mod exec;
 mod idle;
+mod lifecycle;
 mod run;
+mod stdout;
 mod timeline;
 
 use serde_json::{Map, Value, json};
@@ -25,6 +28,12 @@ impl Report {
         let mib = rounded(as_f64(bytes) / f64::from(1 << 20));
         println!("  {what:<34} {mib:>9.2} MiB");
         self.add(key, json!(mib));
+    }
+
+    /// Adds and prints a number of events.
+    fn count(&mut self, key: &str, number: u64, what: &str) {
+        println!("  {what:<34} {number:>9}");
+        self.add(key, json!(number));
     }
 
     /// Adds the ratio of two times and prints all three.
@@ -52,6 +61,18 @@ fn main() {
     boot::measure(&mut report);
     println!("\nwhere one `ctr run --rm … echo hello` spends its time");
     timeline::measure(&mut report);
+    println!("\n`ctr task exec … true`, median of {} runs", exec::RUNS);
+    exec::measure(&mut report);
+    println!(
+        "\none MiB of standard output, from {} MiB at a time",
+        stdout::MIB
+    );
+    stdout::measure(&mut report);
+    println!(
+        "\n`ctr run --detach` and `ctr task delete --force`, median of {} runs",
+        lifecycle::RUNS
+    );
+    lifecycle::measure(&mut report);
     println!("\nmemory of an idle sandbox");
     idle::measure(&mut report);
 

@@ -1,6 +1,6 @@
 //! `ctr run`: what comes out is what runc gives.
 
-use husk_tests::{Container, Node, Runtime};
+use husk_tests::{Container, Node, Runtime, timeline};
 
 #[test]
 fn hello() {
@@ -304,28 +304,6 @@ fn the_timeline_is_in_the_log_and_in_order() {
     let node = Node::enter();
     Container::husk(&["echo", "hello"]).run().succeeded();
     let log = node.log();
-    let at = |name: &str| -> u64 {
-        let mark = format!("timeline {name}=");
-        let start = log
-            .find(&mark)
-            .unwrap_or_else(|| panic!("no {mark} in\n{log}"))
-            + mark.len();
-        let digits: String = log[start..]
-            .chars()
-            .take_while(char::is_ascii_digit)
-            .collect();
-        digits.parse().expect("microseconds")
-    };
-    let steps = [
-        "shim_start",
-        "vm_created",
-        "kernel_entered",
-        "init_running",
-        "agent_announced",
-        "container_started",
-        "first_byte_out",
-        "gone",
-    ]
-    .map(|name| (at(name), name));
+    let steps = timeline::STEPS.map(|step| (timeline::at(&log, step), step));
     assert!(steps.is_sorted(), "{steps:?}");
 }

@@ -1,5 +1,7 @@
 //! Standard input and output: every byte, and the end of file.
 
+use std::time::Duration;
+
 use husk_tests::{Container, Node};
 
 /// Bytes in which a lost, doubled or swapped block shows.
@@ -14,6 +16,9 @@ fn pattern(length: usize) -> Vec<u8> {
         })
         .collect()
 }
+
+/// What the longest transfer may take.
+const LONG: Duration = Duration::from_secs(900);
 
 /// Not `assert_eq`, which would print megabytes.
 #[track_caller]
@@ -33,7 +38,7 @@ fn given(sent: &[u8], script: &str) -> Vec<u8> {
     let mut running = Container::script(&format!("echo ready; {script}")).start();
     running.wait_for("ready\n");
     running.feed(sent.to_vec());
-    let mut stdout = running.finish().succeeded().stdout;
+    let mut stdout = running.finish_within(LONG).succeeded().stdout;
     stdout.split_off("ready\n".len())
 }
 
@@ -56,6 +61,14 @@ fn lengths_around_a_buffer_are_exact() {
 fn eight_mebibytes_pass_both_ways() {
     let _node = Node::enter();
     let sent = pattern(8 << 20);
+    assert_same(&given(&sent, "cat"), &sent);
+}
+
+#[test]
+#[ignore = "full"]
+fn a_hundred_mebibytes_pass_both_ways() {
+    let _node = Node::enter();
+    let sent = pattern(100 << 20);
     assert_same(&given(&sent, "cat"), &sent);
 }
 
@@ -95,9 +108,14 @@ fn output_appears_while_the_program_runs() {
 
 #[test]
 fn a_background_child_that_holds_the_output_does_not_hold_the_container() {
-    let _node = Node::enter();
+    let node = Node::enter();
     let output = Container::script("sleep 1000 & echo gone")
         .run()
         .succeeded();
     assert_eq!(output.text(), "gone\n");
+    assert!(
+        node.log().contains("still holds the output"),
+        "the log says why it took longer:\n{}",
+        node.log()
+    );
 }

@@ -283,3 +283,57 @@ fn the_exit_codes_of_the_vmm_are_documented() {
         .collect();
     assert!(missing.is_empty(), "not in vmm/README.md: {missing:?}");
 }
+
+const BEGIN: &str = "<!-- differences: begin -->\n";
+const END: &str = "<!-- differences: end -->\n";
+
+/// The list of differences as the README shows it.
+fn differences() -> String {
+    let list: toml::Table = toml::from_str(&read(&root().join("tests/differences.toml")))
+        .expect("tests/differences.toml");
+    let differences = list["difference"].as_array().expect("differences");
+    differences.iter().map(bullet).collect()
+}
+
+/// One difference as an item of a list, its lines no longer than the README's others.
+fn bullet(difference: &toml::Value) -> String {
+    const WIDTH: usize = 118;
+    let mut text = String::from("*");
+    let mut column = 1;
+    let words = ["what", "why"].iter().flat_map(|key| {
+        difference[key]
+            .as_str()
+            .expect("a sentence")
+            .split_whitespace()
+    });
+    for word in words {
+        let length = word.chars().count() + 1;
+        if column + length > WIDTH {
+            text.push_str("\n ");
+            column = 1;
+        }
+        text.push(' ');
+        text.push_str(word);
+        column += length;
+    }
+    text + "\n"
+}
+
+/// `UPDATE=1` writes the section instead of checking it.
+#[test]
+fn the_readme_has_every_difference_from_runc() {
+    let path = root().join("README.md");
+    let readme = read(&path);
+    let (head, rest) = readme.split_once(BEGIN).expect("where the list begins");
+    let (shown, tail) = rest.split_once(END).expect("where the list ends");
+    let wanted = differences();
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&path, format!("{head}{BEGIN}{wanted}{END}{tail}")).expect("a README to write");
+    } else {
+        assert_eq!(
+            shown, wanted,
+            "README.md differs from tests/differences.toml; \
+             `UPDATE=1 cargo test -p husk-tests --test docs` writes it"
+        );
+    }
+}

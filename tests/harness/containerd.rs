@@ -1,14 +1,22 @@
 //! containerd on the node: its log, its events.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::ctr::ctr;
-use crate::process::Running;
+use crate::process::{self, Running};
 
 /// containerd's log; the shims' and through them the VMMs' lines are in it.
 const LOG: &str = "/run/results/containerd.log";
+/// Where the node's PID 1 and this module keep containerd's process id.
+const PID_FILE: &str = "/run/containerd.pid";
+const CONFIG: &str = "/usr/local/lib/node/containerd.toml";
+
+/// The containerd that was started here, once the first one, of PID 1, is gone.
+static STARTED: Mutex<Option<Child>> = Mutex::new(None);
 
 /// A place in the log.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +41,63 @@ impl LogMark {
     }
 }
 
+/// containerd's process id, also while it is away.
+pub fn pid() -> Option<u32> {
+    fs::read_to_string(PID_FILE).ok()?.trim().parse().ok()
+}
+
+/// Kills containerd with SIGKILL; it is back when the result is dropped.
+///
+/// # Panics
+/// If there is none.
+#[track_caller]
+pub fn kill_9() -> Away {
+    let pid = pid().expect("containerd has a process id");
+    let mut kill = Command::new("kill");
+    kill.args(["-KILL", &pid.to_string()]);
+    process::run(kill).succeeded();
+    let gone = process::wait_for_exit(pid, Instant::now() + process::DEADLINE);
+    assert!(gone, "containerd ({pid}) survives SIGKILL");
+    if let Some(mut child) = started().take() {
+        child.wait().expect("our own child");
+    }
+    Away(())
+}
+
+/// The time without containerd.
+pub struct Away(());
+
+impl Away {
+    /// Starts it and waits until it answers.
+    pub fn end(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        let log = File::options().append(true).open(LOG).expect("its log");
+        let child = Command::new("containerd")
+            .args(["--config", CONFIG])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the node has containerd");
+        fs::write(PID_FILE, child.id().to_string()).expect("a place for its process id");
+        *started() = Some(child);
+        let deadline = Instant::now() + process::DEADLINE;
+        // The client does not wait for the socket, only for an answer.
+        while ctr(&["--connect-timeout", "60s", "version"]).code != 0 {
+            assert!(Instant::now() < deadline, "containerd does not start again");
+        }
+    }
+}
+
+fn started() -> std::sync::MutexGuard<'static, Option<Child>> {
+    STARTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A subscription to containerd's events.
 pub struct Events {
     client: Running,
@@ -49,7 +114,7 @@ impl Events {
         command.arg("events");
         let mut client = Running::start(command);
         // The subscription has no answer of its own: it is there once an event arrives.
-        while !client.prints("/namespaces/", std::time::Duration::from_millis(500)) {
+        while !client.prints("/namespaces/", Duration::from_millis(500)) {
             ctr(&["namespaces", "label", "default", "subscribed=1"]).succeeded();
         }
         ctr(&["namespaces", "label", "default", "subscribed="]).succeeded();
@@ -74,8 +139,20 @@ impl Events {
         ctr(&["namespaces", "label", "default", "end=1"]).succeeded();
         self.client.wait_for("\"end\"");
         ctr(&["namespaces", "label", "default", "end="]).succeeded();
-        self.client
-            .printed()
+        Self::parse(&self.client.printed())
+    }
+
+    /// All task events up to the death of containerd, which ends the subscription.
+    ///
+    /// # Panics
+    /// If it does not end.
+    #[track_caller]
+    pub fn tasks_until_its_death(self) -> Vec<(String, serde_json::Value)> {
+        Self::parse(&self.client.finish().text())
+    }
+
+    fn parse(printed: &str) -> Vec<(String, serde_json::Value)> {
+        printed
             .lines()
             .filter_map(|line| {
                 // "<time with spaces> <namespace> <topic> <JSON>"

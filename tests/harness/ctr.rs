@@ -1,5 +1,6 @@
 //! `ctr`, containerd's own client, as the tests use it.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
@@ -11,6 +12,9 @@ pub const IMAGE: &str = "localhost/busybox:latest";
 
 /// Where containerd keeps the bundles of `ctr`'s default namespace.
 pub const BUNDLES: &str = "/run/containerd/io.containerd.runtime.v2.task/default";
+
+/// Where `ctr` makes the fifos of a task's streams, a folder each.
+const FIFOS: &str = "/run/containerd/fifo";
 
 /// Who runs a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +116,20 @@ impl Container {
         Task { id: self.id }
     }
 
+    /// `ctr run --detach` by somebody who leaves standard input open.
+    #[track_caller]
+    pub fn detach_with_input(self) -> Task {
+        Running::start(self.command(&["--detach"]))
+            .finish()
+            .succeeded();
+        Task { id: self.id }
+    }
+
+    /// The task of a container that was started otherwise: its `ctr` may be gone.
+    pub fn task(&self) -> Task {
+        Task::of(&self.id)
+    }
+
     /// The whole `ctr run` command line.
     pub fn command(&self, flags: &[&str]) -> Command {
         let mut command = Command::new("ctr");
@@ -133,9 +151,37 @@ pub struct Task {
 }
 
 impl Task {
+    /// The task of a container with that id.
+    pub fn of(id: &str) -> Self {
+        Self { id: id.into() }
+    }
+
     /// The container's id.
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The fifo of one of its streams (`stdin`, `stdout`, `stderr`) that `ctr` made.
+    ///
+    /// # Panics
+    /// If there is none.
+    #[track_caller]
+    pub fn fifo(&self, stream: &str) -> PathBuf {
+        let name = format!("{}-{stream}", self.id);
+        let folders = std::fs::read_dir(FIFOS).expect("the folder of ctr's fifos");
+        folders
+            .flatten()
+            .map(|folder| folder.path().join(&name))
+            .find(|fifo| fifo.exists())
+            .unwrap_or_else(|| panic!("no fifo {name} in {FIFOS}"))
+    }
+
+    /// `ctr task attach` in the foreground, standard input open.
+    #[track_caller]
+    pub fn attach(&self) -> Running {
+        let mut ctr = Command::new("ctr");
+        ctr.args(["task", "attach", &self.id]);
+        Running::start(ctr)
     }
 
     /// `ctr task exec`, to its end, with nothing on standard input.

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::containerd;
+
 /// How long teardown may go on after `ctr` has returned.
 const TEARDOWN: Duration = Duration::from_secs(15);
 
@@ -98,7 +100,12 @@ impl Ledger {
             }
             let comm = head.split_once('(').map_or("?", |(_, comm)| comm);
             let dead = if state == "Z" { " (zombie)" } else { "" };
-            self.add(format!("process {pid} {comm}{dead}"));
+            if containerd::pid() == Some(pid) && dead.is_empty() {
+                // It may have been killed and started again.
+                self.add("process containerd".into());
+            } else {
+                self.add(format!("process {pid} {comm}{dead}"));
+            }
         }
         for _ in namespaces {
             self.add("network namespace with processes".into());

@@ -14,10 +14,14 @@
 
 pub mod containerd;
 pub mod ctr;
+pub mod hold;
 pub mod ledger;
 pub mod node;
 pub mod process;
+pub mod rootfs;
 pub mod shim;
+pub mod task_api;
+pub mod timeline;
 pub mod tty;
 pub mod vm;
 

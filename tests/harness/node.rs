@@ -1,5 +1,6 @@
 //! The fixture of every test on the node.
 
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::thread;
 use std::time::Instant;
@@ -7,6 +8,11 @@ use std::time::Instant;
 use crate::containerd::LogMark;
 use crate::ctr::sweep;
 use crate::ledger::Ledger;
+
+/// What the VMM logs of a guest that ended without a word.
+const TRIPLE_FAULT: &str = "the guest's CPU triple-faulted";
+/// Where the node's init looks for the names of tests to run once more.
+const LOST: &str = "/run/results/lost";
 
 /// A test's stay on the node. When dropped, everything the test made must be gone.
 pub struct Node {
@@ -51,17 +57,25 @@ impl Drop for Node {
         ));
         drop(stdout.flush());
         if thread::panicking() || !leaks.is_empty() {
-            eprintln!(
-                "--- log of containerd, shim and VMM since the test began\n{}",
-                self.log()
-            );
+            let log = self.log();
+            eprintln!("--- log of containerd, shim and VMM since the test began\n{log}");
             eprintln!("--- left behind\n{}", leaks.join("\n"));
-        }
-        if thread::panicking() || !leaks.is_empty() {
+            note_lost_guest(&log);
             sweep();
         }
         if !thread::panicking() {
             assert!(leaks.is_empty(), "left behind:\n{}", leaks.join("\n"));
         }
+    }
+}
+
+/// Tells the node by name which failed tests lost their guest: those are run once more
+/// (README.md, "What the emulator loses").
+fn note_lost_guest(log: &str) {
+    let test = thread::current();
+    if let Some(test) = test.name().filter(|_| log.contains(TRIPLE_FAULT)) {
+        let list = OpenOptions::new().create(true).append(true).open(LOST);
+        // Where it cannot be told the test is not run again.
+        drop(list.map(|mut list| writeln!(list, "{test}")));
     }
 }

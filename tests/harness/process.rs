@@ -1,9 +1,11 @@
 //! Programs run with a deadline, their input fed and their output kept.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -189,8 +191,17 @@ impl Running {
     /// # Panics
     /// If the [`DEADLINE`] passes before.
     #[track_caller]
-    pub fn finish(mut self) -> Output {
-        let deadline = Instant::now() + DEADLINE;
+    pub fn finish(self) -> Output {
+        self.finish_within(DEADLINE)
+    }
+
+    /// Waits for the end of a program that may take longer than others.
+    ///
+    /// # Panics
+    /// If `time` passes before.
+    #[track_caller]
+    pub fn finish_within(mut self, time: Duration) -> Output {
+        let deadline = Instant::now() + time;
         let ended = wait_for_exit(self.child.id(), deadline);
         if !ended {
             self.kill();
@@ -209,11 +220,12 @@ impl Running {
             stdout: std::mem::take(&mut self.stdout.seen),
             stderr: self.stderr.text(),
         };
-        assert!(ended, "no end after {DEADLINE:?}: {output}");
+        assert!(ended, "no end after {time:?}: {output}");
         output
     }
 
-    fn kill(&mut self) {
+    /// Kills the program and its process group with SIGKILL.
+    pub fn kill(&mut self) {
         if let Some(group) = Pid::from_raw(self.child.id().cast_signed()) {
             // Gone already is as good.
             kill_process_group(group, Signal::KILL).ok();
@@ -248,29 +260,81 @@ pub fn wait_for_exit(pid: u32, deadline: Instant) -> bool {
     matches!(poll(&mut fds, Some(&timeout)), Ok(1))
 }
 
-/// One output of a program, read by a thread of its own.
-struct Stream {
+/// Something read to its end by a thread of its own: an output of a program, a fifo.
+pub struct Stream {
     chunks: Receiver<Vec<u8>>,
     seen: Vec<u8>,
+    ended: bool,
 }
 
 impl Stream {
     fn of(pipe: Option<impl Read + Send + 'static>) -> Self {
         let (sender, chunks) = channel();
-        if let Some(mut pipe) = pipe {
-            thread::spawn(move || {
-                let mut buffer = vec![0; 64 * 1024];
-                while let Ok(n @ 1..) = pipe.read(&mut buffer) {
-                    if sender.send(buffer[..n].to_vec()).is_err() {
-                        break;
-                    }
-                }
-            });
+        if let Some(pipe) = pipe {
+            thread::spawn(move || pump(pipe, &sender, Duration::ZERO));
         }
+        Self::from_chunks(chunks)
+    }
+
+    /// Reads a fifo as soon as somebody has it open for writing.
+    pub fn of_fifo(path: &Path) -> Self {
+        Self::of_fifo_slowly(path, Duration::ZERO)
+    }
+
+    /// The same with a pause after each 64 KiB, as a slow reader makes it.
+    pub fn of_fifo_slowly(path: &Path, pause: Duration) -> Self {
+        let (sender, chunks) = channel();
+        let path = path.to_owned();
+        // Opening waits for the writer, so the thread does it.
+        thread::spawn(move || {
+            if let Ok(fifo) = File::open(path) {
+                pump(fifo, &sender, pause);
+            }
+        });
+        Self::from_chunks(chunks)
+    }
+
+    fn from_chunks(chunks: Receiver<Vec<u8>>) -> Self {
         Self {
             chunks,
             seen: Vec::new(),
+            ended: false,
         }
+    }
+
+    /// Waits until `text` has appeared.
+    ///
+    /// # Panics
+    /// If the stream ends or the [`DEADLINE`] passes before.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str) {
+        let found = self.read_until(Instant::now() + DEADLINE, |seen| contains(seen, text));
+        assert!(found, "no {text:?} in {:?}", self.text());
+    }
+
+    /// Waits until that many bytes have come.
+    ///
+    /// # Panics
+    /// If the stream ends or the [`DEADLINE`] passes before.
+    #[track_caller]
+    pub fn wait_for_length(&mut self, length: usize) {
+        let enough = self.read_until(Instant::now() + DEADLINE, |seen| seen.len() >= length);
+        assert!(enough, "{} bytes came of {length}", self.seen.len());
+    }
+
+    /// Everything up to the end of file.
+    ///
+    /// # Panics
+    /// If the end does not come within `time`.
+    #[track_caller]
+    pub fn to_end(mut self, time: Duration) -> Vec<u8> {
+        self.read_to_end(Instant::now() + time);
+        assert!(
+            self.ended,
+            "no end of file after {} bytes and {time:?}",
+            self.seen.len()
+        );
+        self.seen
     }
 
     /// Reads on until `done` says so (true) or the stream or the time is at its end (false).
@@ -282,7 +346,11 @@ impl Stream {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.chunks.recv_timeout(left) {
                 Ok(chunk) => self.seen.extend(chunk),
-                Err(RecvTimeoutError::Disconnected | RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Timeout) => return false,
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.ended = true;
+                    return false;
+                }
             }
         }
     }
@@ -293,6 +361,16 @@ impl Stream {
 
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.seen).into_owned()
+    }
+}
+
+fn pump(mut from: impl Read, to: &Sender<Vec<u8>>, pause: Duration) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        if to.send(buffer[..n].to_vec()).is_err() {
+            break;
+        }
+        thread::sleep(pause);
     }
 }
 

@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # Makes the node: a Debian host with containerd and runc, as a disk image.
 #
-#   image.sh        prints the folder that holds the node:
-#                   root.img vmlinuz initrd config busybox qemu/
+#   image.sh [SUITE]     prints the folder that holds the node of that Debian suite
+#                        (trixie): root.img vmlinuz initrd config busybox qemu/
 #
-# The folder is in the cache under a hash of this script and the package list, so
-# it is built once (about two minutes) and shared by every checkout. Nothing is
-# mounted and the host's apt sources stay as they are.
+# The folder is in the cache under the suite and a hash of this script and the package
+# list, so it is built once (about two minutes) and shared by every checkout. Nothing
+# is mounted and the host's apt sources stay as they are.
 set -euo pipefail
 PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "$0")" && pwd)
 
-suite=trixie
+suite=${1:-trixie}
 key=$(cat "$here/image.sh" "$here/packages" | sha256sum | cut -c1-16)
 cache=${HUSK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/husk}
-image=$cache/node-$key
+image=$cache/node-$suite-$key
 if [ -e "$image/root.img" ]; then
     echo "$image"
     exit 0
@@ -33,7 +33,7 @@ mirror=$(apt-get indextargets --format '$(SITE) $(COMPONENT)' 'Created-By: Packa
 }
 
 mkdir -p "$cache"
-work=$(mktemp -d "$cache/node-$key.XXXXXX")
+work=$(mktemp -d "$cache/node-$suite-$key.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 tree=$work/tree
 

@@ -1,0 +1,144 @@
+//! Hooks on the host where a VM makes a difference: the time of the boot, failures, and
+//! the death of the shim. That hooks are told what runc's are is compared elsewhere.
+
+use std::fs;
+use std::process::Command;
+
+use husk_tests::containerd::Events;
+use husk_tests::process;
+use husk_tests::rootfs::Rootfs;
+use husk_tests::{Node, Runtime, Task, ctr};
+use serde_json::{Value, json};
+
+/// A container with hooks that write to `host/notes` beside its root.
+struct Hooked {
+    rootfs: Rootfs,
+    id: &'static str,
+}
+
+impl Hooked {
+    /// `hooks` are lists by name; each hook is a script in the host's directory that has
+    /// the pid it was told of in `$pid`.
+    fn new(id: &'static str, hooks: &[(&str, &[&str])]) -> Self {
+        let rootfs = Rootfs::mount();
+        let text = ctr(&["oci", "spec"]).succeeded().text();
+        let mut spec: Value = serde_json::from_str(&text).expect("a spec");
+        spec["root"] = json!({ "path": rootfs.path() });
+        spec["process"]["args"] = json!(["sleep", "infinity"]);
+        spec["process"]["env"] = json!(["PATH=/bin:/usr/bin"]);
+        for (list, scripts) in hooks {
+            let entry = |script: &&str| {
+                let read = "pid=$(sed -n 's/.*\"pid\": *\\([0-9]*\\).*/\\1/p')";
+                let script = format!("{read}; cd {}; {script}", rootfs.host().display());
+                json!({
+                    "path": "/bin/sh", "args": ["sh", "-c", script],
+                    "env": ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"],
+                })
+            };
+            spec["hooks"][*list] = scripts.iter().map(entry).collect();
+        }
+        fs::write(rootfs.host().join("spec.json"), spec.to_string()).expect("a spec");
+        Self { rootfs, id }
+    }
+
+    fn run(&self) -> process::Output {
+        let config = self.rootfs.host().join("spec.json");
+        let mut ctr = Command::new("ctr");
+        ctr.args(["run", "--detach", "--null-io"])
+            .args(["--runtime", Runtime::Husk.name(), "--config"])
+            .arg(config)
+            .arg(self.id);
+        process::run(ctr)
+    }
+
+    fn notes(&self) -> String {
+        fs::read_to_string(self.rootfs.host().join("notes")).unwrap_or_default()
+    }
+}
+
+#[test]
+fn the_pods_network_is_made_by_a_hook_before_the_guest_boots() {
+    let _node = Node::enter();
+    let link = "nsenter --net=/proc/$pid/ns/net ip link add hooked type veth peer name peer";
+    // Until it boots, the VMM has one thread for its work and one for its control.
+    let threads = "ls /proc/$pid/task | wc -l >notes; readlink /proc/$pid/exe >>notes";
+    let hooked = Hooked::new("h-net", &[("createRuntime", &[link, threads])]);
+    hooked.run().succeeded();
+    let task = Task::of(hooked.id);
+    let pid = task.pid();
+    let notes = hooked.notes();
+    let (before, exe) = notes.split_once('\n').expect("two lines");
+    assert!(exe.trim().ends_with("/husk-vmm"), "{notes}");
+    let before: usize = before.trim().parse().expect("a number");
+    let after = fs::read_dir(format!("/proc/{pid}/task")).expect("the VMM runs");
+    assert!(before < after.count(), "the guest ran already: {notes}");
+    let mut ip = Command::new("nsenter");
+    ip.arg(format!("--net=/proc/{pid}/ns/net"))
+        .args(["ip", "link", "show", "hooked"]);
+    process::run(ip).succeeded();
+    task.destroy();
+}
+
+#[test]
+fn a_hook_of_creation_that_fails_leaves_nothing() {
+    let _node = Node::enter();
+    for (id, list) in [("h-fail-1", "prestart"), ("h-fail-2", "createContainer")] {
+        let hooks: [(&str, &[&str]); 2] = [
+            (
+                list,
+                &["ls $PWD/../rootfs/bin/sh >notes", "echo why >&2; exit 3"],
+            ),
+            ("poststop", &["echo poststop $pid >>notes"]),
+        ];
+        let hooked = Hooked::new(id, &hooks);
+        let words = [
+            list,
+            "error running hook #1",
+            "exit status 3",
+            "stderr: why",
+        ];
+        hooked.run().failed_saying(&words);
+        assert!(
+            hooked.notes().ends_with("/bin/sh\npoststop\n"),
+            "{}",
+            hooked.notes()
+        );
+    }
+}
+
+#[test]
+fn a_hook_after_the_start_that_fails_ends_the_container() {
+    let _node = Node::enter();
+    let hooks: [(&str, &[&str]); 2] = [
+        ("poststart", &["echo poststart $pid >notes; exit 4"]),
+        ("poststop", &["echo poststop >>notes"]),
+    ];
+    let hooked = Hooked::new("h-late", &hooks);
+    hooked.run().failed_saying(&["poststart", "exit status 4"]);
+    let task = Task::of(hooked.id);
+    let pid = task.pid();
+    task.wait();
+    assert_eq!(task.delete(), 137);
+    assert_eq!(hooked.notes(), format!("poststart {pid}\npoststop\n"));
+}
+
+#[test]
+fn the_last_hooks_run_once_when_the_shim_is_killed() {
+    let _node = Node::enter();
+    let hooks: [(&str, &[&str]); 2] = [
+        ("createRuntime", &["echo created >notes"]),
+        ("poststop", &["echo poststop >>notes"]),
+    ];
+    let hooked = Hooked::new("h-crash", &hooks);
+    let mut events = Events::subscribe();
+    hooked.run().succeeded();
+    for pid in process::named("containerd-shim-rust-v2") {
+        let mut kill = Command::new("kill");
+        kill.args(["-KILL", &pid.to_string()]);
+        process::run(kill).succeeded();
+    }
+    // containerd publishes it once `delete` has cleaned up.
+    events.wait_for("/tasks/exit");
+    assert_eq!(hooked.notes(), "created\npoststop\n");
+    ctr(&["container", "delete", hooked.id]).succeeded();
+}
