@@ -63,9 +63,20 @@ fn a_signal_to_a_stopped_task_says_that_it_is_not_there() {
     for runtime in Runtime::BOTH {
         let task = Container::new(runtime, &["true"]).detach();
         task.wait();
-        ctr(&["task", "kill", task.id()]).failed_saying(&["not found"]);
+        ctr(&["task", "kill", "--signal", "SIGUSR1", task.id()]).failed_saying(&["not found"]);
         task.delete();
     }
+}
+
+#[test]
+fn ending_a_stopped_task_succeeds() {
+    let _node = Node::enter();
+    let task = Container::husk(&["true"]).detach();
+    task.wait();
+    for signal in ["SIGTERM", "SIGKILL"] {
+        ctr(&["task", "kill", "--signal", signal, task.id()]).succeeded();
+    }
+    task.delete();
 }
 
 #[test]

@@ -108,14 +108,9 @@ fn output_appears_while_the_program_runs() {
 
 #[test]
 fn a_background_child_that_holds_the_output_does_not_hold_the_container() {
-    let node = Node::enter();
+    let _node = Node::enter();
     let output = Container::script("sleep 1000 & echo gone")
         .run()
         .succeeded();
     assert_eq!(output.text(), "gone\n");
-    assert!(
-        node.log().contains("still holds the output"),
-        "the log says why it took longer:\n{}",
-        node.log()
-    );
 }
