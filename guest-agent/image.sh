@@ -11,7 +11,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 triple=x86_64-unknown-linux-gnu
 agent=$target/$triple/release/husk-agent
-image=$target/guest/initramfs.cpio
+image=$root/target/guest/initramfs.cpio
 
 # The explicit target keeps build scripts and macros, which cannot be static, out of it.
 (cd "$root" && RUSTFLAGS="-C target-feature=+crt-static" CARGO_TARGET_DIR=$target \

@@ -87,6 +87,16 @@ pub enum Error {
         /// The limit.
         limit: Duration,
     },
+    /// The kernel refused a change to the network.
+    #[error("network of the guest: {what}: {}{}", errno_text(*errno), in_parentheses(text))]
+    Network {
+        /// What was to change.
+        what: String,
+        /// Its error number.
+        errno: Errno,
+        /// Its explanation, if it gave one.
+        text: String,
+    },
     /// A system call of the agent's own.
     #[error("{what}: {}", errno_text(*errno))]
     System {
@@ -108,7 +118,8 @@ impl Error {
         Self::io("setting up standard I/O", &error)
     }
 
-    fn io(what: &'static str, error: &io::Error) -> Self {
+    /// A file operation of the agent's own failed.
+    pub fn io(what: &'static str, error: &io::Error) -> Self {
         let errno = Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO));
         Self::System { what, errno }
     }
@@ -127,8 +138,18 @@ impl Error {
             Self::Cgroup(error) if error.is_wrong_value() => Code::INVALID_ARGUMENT,
             Self::Cgroup(CgroupError::StillPopulated { .. } | CgroupError::NotFrozen { .. })
             | Self::Deadline { .. } => Code::DEADLINE_EXCEEDED,
-            Self::Cgroup(_) | Self::DiedInSetup { .. } | Self::System { .. } => Code::INTERNAL,
+            Self::Cgroup(_)
+            | Self::DiedInSetup { .. }
+            | Self::Network { .. }
+            | Self::System { .. } => Code::INTERNAL,
         }
+    }
+}
+
+fn in_parentheses(text: &str) -> String {
+    match text {
+        "" => String::new(),
+        text => format!(" ({text})"),
     }
 }
 
@@ -196,6 +217,14 @@ mod tests {
                 Code::DEADLINE_EXCEEDED,
             ),
             (Error::DiedInSetup { status: 137 }, Code::INTERNAL),
+            (
+                Error::Network {
+                    what: "x".into(),
+                    errno: Errno::EINVAL,
+                    text: "y".into(),
+                },
+                Code::INTERNAL,
+            ),
             (
                 Error::System {
                     what: "x",

@@ -7,17 +7,15 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use agent_protocol::{SHARE_DIR, SHARE_TAG};
+use agent_protocol::{SHARE_DIR, SHARE_TAG, SHM_DIR};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::unistd::{chdir, chroot};
-use std::os::fd::AsFd;
 use thiserror::Error;
 
 use crate::container::cgroup::{self, CgroupError};
-use crate::{console, sys};
+use crate::{console, network};
 
 /// Where the new root is built; a directory of the initramfs.
 const NEW_ROOT: &str = "/newroot";
@@ -27,18 +25,30 @@ const MOUNTS: [(&str, &str, MsFlags, &str); 4] = [
     ("/proc", "proc", HARDENED, ""),
     ("/sys", "sysfs", HARDENED, ""),
     ("/dev", "devtmpfs", MsFlags::MS_NOSUID, "mode=755"),
-    (cgroup::ROOT, "cgroup2", HARDENED, ""),
+    // A container that has a cgroup namespace may not lift its own limits; what is reserved
+    // for a cgroup covers those below: as systemd mounts it.
+    (
+        cgroup::ROOT,
+        "cgroup2",
+        HARDENED,
+        "nsdelegate,memory_recursiveprot",
+    ),
 ];
 const HARDENED: MsFlags = MsFlags::MS_NOSUID
     .union(MsFlags::MS_NODEV)
     .union(MsFlags::MS_NOEXEC);
 
 /// Mount points and directories other files of this crate use.
-const DIRECTORIES: [&str; 5] = ["/proc", "/sys", "/dev", SHARE_DIR, "/run/husk/dev"];
+const DIRECTORIES: [&str; 6] = ["/proc", "/sys", "/dev", SHARE_DIR, SHM_DIR, "/run/husk/dev"];
 
-/// Open files a container may have unless its spec says otherwise: what containerd's
-/// service file gives containers that run directly on the host.
+/// As CRI servers make it.
+const SHM_OPTIONS: &str = "mode=1777,size=64m";
+
+/// Open files the agent itself may have.
 const NOFILE: u64 = 1 << 20;
+
+/// The largest `fs.nr_open` the kernel takes (`sysctl_nr_open_max` of its `fs/file.c`).
+const MAX_NR_OPEN: u32 = i32::MAX.cast_unsigned() & !63;
 
 /// Why the guest cannot be set up.
 #[derive(Debug, Error)]
@@ -61,6 +71,9 @@ pub enum InitError {
         #[source]
         source: io::Error,
     },
+    /// lo could not be brought up.
+    #[error(transparent)]
+    Network(#[from] crate::error::Error),
     /// The cgroup hierarchy could not be laid out.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -74,7 +87,7 @@ pub fn set_up() -> Result<(), InitError> {
     protect_agent()?;
     raise_limits()?;
     allow_overcommit()?;
-    loopback_up()?;
+    network::loopback_up()?;
     mount_share()
 }
 
@@ -118,7 +131,11 @@ fn mount_file_systems() -> Result<(), InitError> {
         let mounted = mount(Some(kind), target, Some(kind), flags, options);
         system(&format!("mounting {kind} at {target}"), mounted)?;
     }
-    Ok(())
+    let options = Some(SHM_OPTIONS);
+    system(
+        "mounting the pod's shared memory",
+        mount(Some("shm"), SHM_DIR, Some("tmpfs"), HARDENED, options),
+    )
 }
 
 /// The host's files. A machine started by hand may have none.
@@ -160,8 +177,13 @@ fn protect_agent() -> Result<(), InitError> {
     })
 }
 
-/// Containers inherit the agent's limits. The kernel's own are for a small machine.
+/// The kernel's own limits are for a small machine; containers bring theirs from the host,
+/// where `RLIMIT_NOFILE` may be as large as its kernel lets anybody have it.
 fn raise_limits() -> Result<(), InitError> {
+    file(
+        "raising fs.nr_open",
+        fs::write("/proc/sys/fs/nr_open", MAX_NR_OPEN.to_string()),
+    )?;
     system(
         "raising RLIMIT_NOFILE",
         setrlimit(Resource::RLIMIT_NOFILE, NOFILE, NOFILE),
@@ -179,19 +201,6 @@ fn allow_overcommit() -> Result<(), InitError> {
         "allowing overcommit",
         fs::write("/proc/sys/vm/overcommit_memory", "1"),
     )
-}
-
-fn loopback_up() -> Result<(), InitError> {
-    let any = system(
-        "opening a socket",
-        socket(
-            AddressFamily::Inet,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        ),
-    )?;
-    system("bringing up lo", sys::set_interface_up(any.as_fd(), "lo"))
 }
 
 fn system<T>(what: &str, result: nix::Result<T>) -> Result<T, InitError> {

@@ -7,11 +7,14 @@
 #![deny(unsafe_code)]
 
 mod bell;
+mod clock;
 mod cmdline;
 mod console;
 mod container;
 mod error;
+mod growth;
 mod init;
+mod network;
 mod oci;
 mod power;
 mod process;
@@ -38,6 +41,7 @@ use agent_protocol::NONCE_KEY;
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::clock::HostClock;
 use crate::container::create::Workshop;
 use crate::reaper::Reaper;
 use crate::service::Service;
@@ -59,13 +63,14 @@ fn main() -> ExitCode {
 fn run() -> Result<Infallible, Box<dyn Error>> {
     let init_us = bell::boot_us();
     init::set_up()?;
+    let host_clock = HostClock::open();
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    runtime.block_on(serve(init_us))
+    runtime.block_on(serve(init_us, host_clock))
 }
 
-async fn serve(init_us: u64) -> Result<Infallible, Box<dyn Error>> {
+async fn serve(init_us: u64, host_clock: Option<HostClock>) -> Result<Infallible, Box<dyn Error>> {
     let sigchld = signal(SignalKind::child())?;
     let workshop = Workshop::default();
     let reaper: Arc<Reaper> = Arc::clone(&workshop.reaper);
@@ -79,6 +84,9 @@ async fn serve(init_us: u64) -> Result<Infallible, Box<dyn Error>> {
         )),
     }
 
+    if let Some(clock) = host_clock {
+        tokio::spawn(clock.follow());
+    }
     reaper.run(sigchld).await;
     drop(calls);
     Err(io::Error::other("the stream of SIGCHLD ended").into())

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 
 use agent_protocol::agent::{
-    CloseStdinRequest, CreateContainerRequest, CreateContainerResponse, DeleteProcessRequest,
-    Empty, ExecProcessRequest, ExecProcessResponse, ListPidsRequest, ListPidsResponse,
-    PauseContainerRequest, PingRequest, PingResponse, ReadCgroupRequest, ReadCgroupResponse,
-    ResizePtyRequest, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
-    UpdateContainerRequest, WaitOomRequest, WaitOomResponse, WaitProcessRequest,
-    WaitProcessResponse,
+    CloseStdinRequest, ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse,
+    DeleteProcessRequest, Empty, ExecProcessRequest, ExecProcessResponse, ListLinksResponse,
+    ListPidsRequest, ListPidsResponse, PauseContainerRequest, PingRequest, PingResponse,
+    ReadCgroupRequest, ReadCgroupResponse, ResizePtyRequest, ResizeRequest, ResizeResponse,
+    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest,
+    WaitOomRequest, WaitOomResponse, WaitProcessRequest, WaitProcessResponse,
 };
 use agent_protocol::agent_ttrpc::Agent;
 use async_trait::async_trait;
@@ -22,6 +22,8 @@ use ttrpc::r#async::TtrpcContext;
 use crate::container::Container;
 use crate::container::create::{Workshop, create_container, exec_process};
 use crate::error::Error;
+use crate::growth;
+use crate::network;
 use crate::power;
 use crate::process::signal_number;
 use crate::reaper;
@@ -106,8 +108,7 @@ impl Service {
 
     async fn wait(&self, request: &WaitProcessRequest) -> Result<WaitProcessResponse, Error> {
         let container = self.containers.get(&request.container_id)?;
-        let process = container.process(&request.exec_id)?;
-        let exit = process.wait().await.ok_or(Error::Finished)?;
+        let exit = container.ended(&request.exec_id).await?;
         Ok(WaitProcessResponse {
             exit_status: exit.status,
             exited_at_ns: exit.at_ns,
@@ -284,12 +285,36 @@ impl Agent for Service {
         Ok(self.wait_for_oom(&request).await?)
     }
 
+    async fn resize(
+        &self,
+        _: &TtrpcContext,
+        request: ResizeRequest,
+    ) -> ttrpc::Result<ResizeResponse> {
+        joined(tokio::spawn(growth::resize(request)).await)
+    }
+
     async fn list_pids(
         &self,
         _: &TtrpcContext,
         request: ListPidsRequest,
     ) -> ttrpc::Result<ListPidsResponse> {
         Ok(self.pids(&request)?)
+    }
+
+    async fn list_links(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<ListLinksResponse> {
+        Ok(ListLinksResponse {
+            links: network::links()?,
+            ..Default::default()
+        })
+    }
+
+    async fn configure_network(
+        &self,
+        _: &TtrpcContext,
+        request: ConfigureNetworkRequest,
+    ) -> ttrpc::Result<Empty> {
+        network::configure(&request.changes)?;
+        Ok(Empty::default())
     }
 
     async fn power_off(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

@@ -322,31 +322,24 @@ pub fn set_window_size(fd: BorrowedFd, width: u16, height: u16) -> nix::Result<(
         .map(drop)
 }
 
-/// Brings up the network interface `name`. `socket` is any socket.
-pub fn set_interface_up(socket: BorrowedFd, name: &str) -> nix::Result<()> {
-    let mut request = interface_request(name)?;
-    request.ifr_ifru.ifru_flags = libc::IFF_UP as i16;
-    // SAFETY: SIOCSIFFLAGS reads one ifreq, which outlives the call.
-    let result = unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            libc::SIOCSIFFLAGS as _,
-            &raw const request,
-        )
-    };
-    Errno::result(result).map(drop)
-}
-
-fn interface_request(name: &str) -> nix::Result<libc::ifreq> {
-    // SAFETY: ifreq is plain data, for which all zeroes is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    if name.len() >= request.ifr_name.len() {
-        return Err(Errno::ENAMETOOLONG);
+/// Has the kernel say in words why it refuses a request on a netlink socket, and leave the
+/// request itself out of its answer.
+pub fn explain_netlink_errors(socket: BorrowedFd) -> nix::Result<()> {
+    for option in [libc::NETLINK_EXT_ACK, libc::NETLINK_CAP_ACK] {
+        let on: libc::c_int = 1;
+        // SAFETY: both options are an int, which outlives the call.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_NETLINK,
+                option,
+                (&raw const on).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        Errno::result(result)?;
     }
-    for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *place = byte as libc::c_char;
-    }
-    Ok(request)
+    Ok(())
 }
 
 /// Writes one byte to an I/O port.
@@ -430,6 +423,43 @@ pub fn attach_device_filter(cgroup: BorrowedFd, instructions: &[u64]) -> nix::Re
         )
     };
     Errno::result(result).map(drop)
+}
+
+/// Moves the wall clock by `offset` microseconds at once.
+pub fn step_clock(offset: i64) -> nix::Result<()> {
+    const SECOND: i64 = 1_000_000;
+    // Not in nanoseconds: that would change the unit for every program that asks.
+    adjust_clock(libc::ADJ_SETOFFSET, |change| {
+        change.time.tv_sec = offset.div_euclid(SECOND);
+        change.time.tv_usec = offset.rem_euclid(SECOND);
+    })
+}
+
+/// Moves the wall clock by `offset` microseconds without a jump, at 500 ppm (adjtime(3)).
+pub fn slew_clock(offset: i64) -> nix::Result<()> {
+    adjust_clock(libc::ADJ_OFFSET_SINGLESHOT, |change| {
+        change.offset = offset;
+    })
+}
+
+/// Gives the calling process a session keyring of that name, the container's, as runc does
+/// (keyrings(7)); the one it has is the whole guest's.
+pub fn join_session_keyring(name: &str) -> nix::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    let name = c_path(Path::new(name))?;
+    // SAFETY: `name` is NUL-terminated and outlives the call.
+    let key =
+        unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) };
+    Errno::result(key).map(drop)
+}
+
+fn adjust_clock(modes: libc::c_uint, fill: impl FnOnce(&mut libc::timex)) -> nix::Result<()> {
+    // SAFETY: a structure of integers, for which zero is a value.
+    let mut change: libc::timex = unsafe { std::mem::zeroed() };
+    change.modes = modes;
+    fill(&mut change);
+    // SAFETY: `change` is of the size the call expects and outlives it.
+    Errno::result(unsafe { libc::adjtimex(&raw mut change) }).map(drop)
 }
 
 /// The text of `errno` as container users know it from Go programs: lower case, no number.

@@ -23,10 +23,12 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::caller::Caller;
-use crate::container::oci::{PodRole, Spec};
+use crate::container::oci::Spec;
+use crate::container::pod::PodRole;
 use crate::delete;
 use crate::error::chain;
 use crate::flags::Flags;
+use crate::handover::{self, HandoverError};
 use crate::sandbox::cleanup;
 use crate::sandbox::state_file::{State, StateFile, run_dir};
 
@@ -44,6 +46,9 @@ const MAX_REASON: usize = 4096;
 /// Why `start` fails. Printed on standard error, which containerd shows.
 #[derive(Debug, Error)]
 pub enum BootstrapError {
+    /// A pod that is runc's cannot be handed over.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
     /// The working directory, which is the bundle, cannot be told.
     #[error("the working directory, which should be the bundle, cannot be told")]
     Bundle(#[source] io::Error),
@@ -60,6 +65,16 @@ pub enum BootstrapError {
         socket: PathBuf,
         /// What connecting gave.
         source: io::Error,
+    },
+    /// Another containerd has a container of that name.
+    #[error(
+        "container {id} of namespace {namespace} is running under another containerd of this host: use another id or namespace"
+    )]
+    Taken {
+        /// The container.
+        id: String,
+        /// Its namespace.
+        namespace: String,
     },
     /// The socket cannot be made.
     #[error("socket {socket} cannot be made")]
@@ -104,7 +119,8 @@ pub enum BootstrapError {
 /// See [`BootstrapError`]; nothing is left behind then.
 pub fn start(flags: &Flags) -> Result<String, BootstrapError> {
     let bundle = std::env::current_dir().map_err(BootstrapError::Bundle)?;
-    let caller = Caller::recognise(&read_stdin(), flags);
+    let stdin = read_stdin();
+    let caller = Caller::recognise(&stdin, flags);
     let debug = flags.debug || caller.wants_debug();
     let level = if debug {
         LevelFilter::Debug
@@ -116,7 +132,13 @@ pub fn start(flags: &Flags) -> Result<String, BootstrapError> {
     if caller == Caller::Unknown {
         log::warn!("standard input of `start` is in no known form and is ignored");
     }
-    let sandbox = sandbox_of(&bundle, &flags.id);
+    let spec = Spec::load(&bundle).ok();
+    if let Some(spec) = &spec
+        && handover::is_runcs(spec, &bundle).map_err(HandoverError::from)?
+    {
+        return Err(handover::start(&bundle, &caller, &stdin).into());
+    }
+    let sandbox = sandbox_of(spec.as_ref(), &flags.id);
     let dir = caller.socket_dir().unwrap_or(SOCKET_DIR);
     let socket = socket_path(Path::new(dir), flags, &sandbox);
     let address = format!("unix://{}", socket.display());
@@ -128,7 +150,7 @@ pub fn start(flags: &Flags) -> Result<String, BootstrapError> {
             source,
         })?;
     } else if UnixStream::connect(&socket).is_err() {
-        remove_leftover(flags);
+        remove_leftover(flags)?;
         let listener = listen(&socket)?;
         // The address first: `delete` may have to find the socket by it.
         let launched = write_address(&bundle, &address)
@@ -145,15 +167,22 @@ pub fn start(flags: &Flags) -> Result<String, BootstrapError> {
 
 /// Undoes what a shim of the same id left that died unnoticed. Its record would be
 /// overwritten, and nobody could undo it any more.
-fn remove_leftover(flags: &Flags) {
+fn remove_leftover(flags: &Flags) -> Result<(), BootstrapError> {
     match StateFile::load(run_dir(&flags.namespace, &flags.id)) {
         Ok(None) => {}
+        Ok(Some(file)) if is_of_another_daemon(flags, &file) => {
+            return Err(BootstrapError::Taken {
+                id: flags.id.clone(),
+                namespace: flags.namespace.clone(),
+            });
+        }
         Ok(Some(file)) => {
             log::warn!("an earlier shim of the same id left things behind");
             delete::clean_up(&file);
         }
         Err(error) => log::error!("what an earlier shim left cannot be undone: {error}"),
     }
+    Ok(())
 }
 
 /// Records the socket and starts the server on it. Nothing is left of a failure but
@@ -193,13 +222,13 @@ fn read_stdin() -> Vec<u8> {
     bytes
 }
 
-/// The id of the sandbox a container belongs to: its own unless the bundle's
-/// annotations say otherwise. A bundle that cannot be read is left for Create to
-/// refuse, which has a better way to tell.
-fn sandbox_of(bundle: &Path, id: &str) -> String {
-    match Spec::load(bundle).map(|spec| spec.pod_role()) {
-        Ok(PodRole::Member { sandbox }) => sandbox,
-        Ok(PodRole::Alone | PodRole::Sandbox) | Err(_) => id.to_owned(),
+/// The id of the sandbox a container belongs to: its own unless the spec's annotations say
+/// otherwise. A spec that cannot be read is left for Create to refuse, which has a better way
+/// to tell.
+pub fn sandbox_of(spec: Option<&Spec>, id: &str) -> String {
+    match spec.map(Spec::pod_role) {
+        Some(PodRole::Member { sandbox }) => sandbox,
+        Some(PodRole::Alone | PodRole::Sandbox) | None => id.to_owned(),
     }
 }
 
@@ -210,6 +239,15 @@ fn socket_path(dir: &Path, flags: &Flags, sandbox: &str) -> PathBuf {
     let hash = Sha256::digest(name.as_bytes());
     let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
     dir.join(hex)
+}
+
+/// Whether the record is of a living shim of another containerd of this host, which uses the
+/// same namespace and id.
+pub fn is_of_another_daemon(flags: &Flags, file: &StateFile) -> bool {
+    let ours = socket_path(Path::new(SOCKET_DIR), flags, &flags.id);
+    file.state().socket.is_some_and(|socket| {
+        socket.file_name() != ours.file_name() && UnixStream::connect(socket).is_ok()
+    })
 }
 
 /// The socket of the shim `delete` is called for, if it is there and nobody listens:

@@ -30,6 +30,21 @@ pub struct Config {
     pub kernel_params: String,
     /// What becomes of AppArmor and SELinux labels in a spec.
     pub lsm_labels: LabelPolicy,
+    /// What becomes of a container that asks for namespaces of the host.
+    pub host_namespaces: HostNamespaces,
+    /// Whether a pod's annotations may say how large its VM is.
+    pub size_annotations: bool,
+}
+
+/// No virtual machine is in namespaces of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostNamespaces {
+    /// Create refuses the container by the name of the field.
+    #[default]
+    Refuse,
+    /// Its pod is handed over to runc's shim, and has no machine.
+    Runc,
 }
 
 /// The guest has neither AppArmor nor SELinux, and the host's act on the VMM only.
@@ -80,6 +95,8 @@ impl Default for Config {
             log_level: LogLevel::Info,
             kernel_params: String::new(),
             lsm_labels: LabelPolicy::Ignore,
+            host_namespaces: HostNamespaces::Refuse,
+            size_annotations: false,
         }
     }
 }
@@ -245,7 +262,8 @@ mod tests {
         let config = parse(
             "vmm = \"/a\"\nkernel = \"/b\"\ninitramfs = \"/c\"\ndefault_vcpus = 2\n\
              default_memory_mib = 128\nlog_level = \"debug\"\nkernel_params = \"a=b\"\n\
-             lsm_labels = \"refuse\"\n",
+             lsm_labels = \"refuse\"\nhost_namespaces = \"runc\"\n\
+             size_annotations = true\n",
         );
         let config = config.unwrap();
         assert_eq!(
@@ -256,6 +274,8 @@ mod tests {
         assert_eq!(config.log_level, LogLevel::Debug);
         assert_eq!(config.kernel_params, "a=b");
         assert_eq!(config.lsm_labels, LabelPolicy::Refuse);
+        assert_eq!(config.host_namespaces, HostNamespaces::Runc);
+        assert!(config.size_annotations);
     }
 
     #[test]

@@ -11,9 +11,11 @@ use containerd_shim_protos::api::DeleteResponse;
 use log::LevelFilter;
 
 use crate::bootstrap;
+use crate::container::oci::Spec;
 use crate::container::process::KILLED;
 use crate::error::chain;
 use crate::flags::Flags;
+use crate::handover;
 use crate::hooks;
 use crate::mount;
 use crate::sandbox::cleanup;
@@ -32,12 +34,25 @@ pub fn delete(flags: &Flags) -> DeleteResponse {
         LevelFilter::Info
     };
     crate::log::init(&bundle, &flags.id, level);
+    if handover::has_record(&bundle) {
+        let error = handover::become_runcs(b"");
+        log::error!(
+            "a container that runc runs is not cleaned up: {}",
+            chain(&error)
+        );
+    }
     let pid = match StateFile::load(run_dir(&flags.namespace, &flags.id)) {
+        Ok(Some(file)) if bootstrap::is_of_another_daemon(flags, &file) => {
+            log::warn!("the container of this id is another containerd's, nothing is cleaned up");
+            0
+        }
+        // containerd asks after each Delete; the shim goes with the pod's last container.
+        Ok(Some(file)) if file.state().outlived && file.state().is_served() => 0,
         Ok(Some(file)) => clean_up(&file),
-        // Hardly anything was made, or another container of the pod holds it.
+        // Hardly anything was made, or it is the pod's, whose shim may have died.
         Ok(None) => {
             remove_abandoned_socket(flags, &bundle);
-            0
+            clean_up_pod(flags, &bundle)
         }
         Err(error) => {
             log::error!("the sandbox's state cannot be read, nothing is cleaned up: {error}");
@@ -52,6 +67,16 @@ pub fn delete(flags: &Flags) -> DeleteResponse {
         exit_status: KILLED,
         exited_at: Some(SystemTime::now().into()).into(),
         ..DeleteResponse::default()
+    }
+}
+
+/// Undoes what the dead shim of a container's pod left, if its own `delete` came before.
+fn clean_up_pod(flags: &Flags, bundle: &Path) -> u32 {
+    let spec = Spec::load(bundle).ok();
+    let sandbox = bootstrap::sandbox_of(spec.as_ref(), &flags.id);
+    match StateFile::load(run_dir(&flags.namespace, &sandbox)) {
+        Ok(Some(file)) if sandbox != flags.id && !file.state().is_served() => clean_up(&file),
+        _ => 0,
     }
 }
 

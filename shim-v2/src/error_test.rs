@@ -103,6 +103,18 @@ fn what_the_caller_got_wrong() {
             },
             INVALID_ARGUMENT,
         ),
+        (PodError::NotFound("p".into()).into(), NOT_FOUND),
+        (PodError::Exists("p".into()).into(), ALREADY_EXISTS),
+        (PodError::InUse("p".into()).into(), FAILED_PRECONDITION),
+        (PodError::Started("p".into()).into(), FAILED_PRECONDITION),
+        (PodError::NotRunning("p".into()).into(), FAILED_PRECONDITION),
+        (
+            Error::PodFile {
+                path: "/p".into(),
+                source: no_file(),
+            },
+            INTERNAL,
+        ),
         (Error::Panicked("create"), INTERNAL),
         (unsupported, UNIMPLEMENTED),
     ]);
@@ -205,5 +217,6 @@ fn the_text_is_the_whole_chain_once() {
     let ttrpc::Error::RpcStatus(status) = error.into_status() else {
         panic!("not a status");
     };
-    assert_eq!(status.message, text);
+    // As containerd's own errors of that code end.
+    assert_eq!(status.message, format!("{text}: failed precondition"));
 }

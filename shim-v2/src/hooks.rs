@@ -24,6 +24,7 @@ use tokio::time::timeout;
 
 use crate::container::oci::{Spec, SpecError, refused};
 use crate::error::chain;
+use crate::sandbox::oom_score;
 use crate::sandbox::state_file::{HookedContainer, StateFile};
 
 /// Version of the runtime spec the state complies with.
@@ -190,6 +191,9 @@ impl Hook {
             path: self.path.clone(),
             source,
         })?;
+        if let Some(pid) = child.id() {
+            oom_score::unprotect(pid);
+        }
         follow(child, state, self.limit()).await
     }
 }

@@ -15,6 +15,7 @@ mod delete;
 mod error;
 mod events;
 mod flags;
+mod handover;
 mod hooks;
 mod ids;
 mod info;
@@ -23,6 +24,7 @@ mod mount;
 mod overlay;
 mod publisher;
 mod sandbox;
+mod sandbox_api;
 mod server;
 mod shim;
 #[expect(unsafe_code, reason = "system calls no crate wraps, all in this file")]

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use log::LevelFilter;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,11 +22,12 @@ use crate::events::{Containerd, Events};
 use crate::flags::Flags;
 use crate::publisher::Publisher;
 use crate::sandbox::state_file::{ProcessRef, StateFile, run_dir};
+use crate::sandbox_api::SandboxService;
 use crate::shim::Shim;
 use crate::task::TaskService;
 
-/// Names under which containerd 1.x and 2.x call the same service.
-const SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
+/// Names under which containerd 1.x and 2.x call the same task service.
+const TASK_SERVICES: [&str; 2] = ["containerd.task.v2.Task", "containerd.task.v3.Task"];
 /// How long open connections may take to end.
 const GOODBYE: Duration = Duration::from_secs(1);
 /// Threads for blocking work; two Creates at once already have enough with this.
@@ -126,13 +128,14 @@ async fn serve(flags: &Flags, bundle: &Path, listener: UnixListener) -> io::Resu
     Ok(())
 }
 
-/// The task service under each of its names.
+/// The task service under each of its names, and the sandbox service.
 fn services(shim: &Arc<Shim>) -> HashMap<String, Service> {
     let service = || create_task(Arc::new(TaskService::new(shim.clone()))).into_values();
-    SERVICES
+    let tasks = TASK_SERVICES
         .into_iter()
-        .flat_map(|name| service().map(move |service| (name.to_owned(), service)))
-        .collect()
+        .flat_map(|name| service().map(move |service| (name.to_owned(), service)));
+    let sandboxes = create_sandbox(Arc::new(SandboxService::new(shim.clone())));
+    tasks.chain(sandboxes).collect()
 }
 
 /// A shim ends by Shutdown; a stray signal must not take a pod with it.

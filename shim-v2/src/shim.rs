@@ -7,11 +7,13 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::container::Containers;
-use crate::error::chain;
+use crate::container::process::StateError;
+use crate::error::{Error, chain, finish};
 use crate::events::Events;
 use crate::hooks;
 use crate::sandbox::state_file::StateFile;
-use crate::sandbox::{self, Slot, cleanup};
+use crate::sandbox::{self, Sandbox, Slot, cleanup};
+use crate::sandbox_api::pod;
 
 /// How long a shim without any container waits for its first.
 const FIRST_CONTAINER: Duration = Duration::from_secs(60);
@@ -30,6 +32,8 @@ pub struct Shim {
     pub events: Events,
     /// Its only sandbox.
     pub slot: Slot,
+    /// Its pod, if the sandbox service made one.
+    pub pod: pod::Slot,
     /// The sandbox's containers.
     pub containers: Containers,
     ending: watch::Sender<bool>,
@@ -43,10 +47,69 @@ impl Shim {
             file,
             events,
             slot: Slot::default(),
+            pod: pod::Slot::default(),
             containers: Containers::default(),
             ending: watch::Sender::new(false),
             ended: watch::Sender::new(false),
         }
+    }
+
+    /// Runs a verb that changes something, to its end, whether or not its caller waits.
+    ///
+    /// # Errors
+    /// The verb's, as the status containerd gets.
+    pub async fn run<T, F>(
+        self: &Arc<Self>,
+        verb: &'static str,
+        id: &str,
+        work: impl FnOnce(Arc<Self>) -> F,
+    ) -> ttrpc::Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        log::debug!("{verb} {id}");
+        let result = tokio::spawn(work(self.clone())).await;
+        let result = result.unwrap_or(Err(Error::Panicked(verb)));
+        finish(verb, id, result.map_err(|error| self.explain(error)))
+    }
+
+    /// A process that is found stopped may be so because its machine died, of which
+    /// the caller has not heard yet.
+    fn explain(&self, error: Error) -> Error {
+        let Error::State(state @ StateError::Wrong { .. }) = error else {
+            return error;
+        };
+        match self.slot.get().and_then(|sandbox| sandbox.died_of()) {
+            Some(reason) => Error::Died { state, reason },
+            None => error,
+        }
+    }
+
+    /// Puts the booted machine in its slot; a failed boot is the end of the only sandbox.
+    ///
+    /// # Errors
+    /// The boot's, once everything that was made for it is gone.
+    pub async fn settle(&self, booted: Result<Sandbox, Error>) -> Result<Arc<Sandbox>, Error> {
+        match booted {
+            Ok(sandbox) => {
+                let sandbox = Arc::new(sandbox);
+                self.slot.ready(sandbox.clone());
+                Ok(sandbox)
+            }
+            Err(error) => {
+                drop(self.slot.end());
+                hooks::poststop_all(&self.file).await;
+                sandbox::release(self.file.clone()).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The id of its sandbox, which `start` was given.
+    pub fn id(&self) -> String {
+        let name = self.file.dir().file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
     }
 
     /// Becomes true when the shim was told to end: an unfinished boot gives up.
@@ -77,13 +140,7 @@ impl Shim {
             self.events.close();
         }
         match self.slot.end() {
-            Some(sandbox) => {
-                if !self.file.state().hooked.is_empty() {
-                    sandbox.end_vm().await;
-                    hooks::poststop_all(&self.file).await;
-                }
-                sandbox.stop().await;
-            }
+            Some(sandbox) => self.end_machine(&sandbox).await,
             None => sandbox::release(self.file.clone()).await,
         }
         // Those who wait for what still ran, as with `now`, get its exit.
@@ -99,8 +156,17 @@ impl Shim {
         self.ended.send_replace(true);
     }
 
+    /// Ends the machine and frees what the host had for it. Hooks still find the files.
+    pub async fn end_machine(&self, sandbox: &Arc<Sandbox>) {
+        if !self.file.state().hooked.is_empty() {
+            sandbox.end_vm().await;
+            hooks::poststop_all(&self.file).await;
+        }
+        sandbox.stop().await;
+    }
+
     /// Ends a shim nobody needs: containerd died between `start` and Create, or
-    /// after the last Delete.
+    /// after the last Delete. A pod may be without containers for as long as it likes.
     pub async fn end_when_abandoned(self: Arc<Self>) {
         let mut count = self.containers.count();
         let mut limit = FIRST_CONTAINER;
@@ -109,6 +175,9 @@ impl Shim {
                 .await
                 .is_err()
             {
+                if self.pod.get().is_some() {
+                    return;
+                }
                 log::warn!("no container for {} s, the shim ends", limit.as_secs());
                 return self.end().await;
             }

@@ -278,3 +278,31 @@ fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     // SAFETY: the system call just returned this new descriptor; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// `struct ifreq` as `TUNSETIFF` reads it, see netdevice(7).
+#[repr(C)]
+struct InterfaceRequest {
+    name: [u8; libc::IFNAMSIZ],
+    flags: libc::c_short,
+    padding: [u8; 22],
+}
+
+/// Makes a descriptor of `/dev/net/tun` that of a new tap named `name`. Its packets begin
+/// with the header of virtio-net.
+pub fn make_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    /// Fails if there is one of that name.
+    const IFF_TUN_EXCL: c_int = 0x8000;
+    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | IFF_TUN_EXCL;
+    let mut request = InterfaceRequest {
+        name: [0; libc::IFNAMSIZ],
+        flags: flags as libc::c_short,
+        padding: [0; 22],
+    };
+    // The last byte stays NUL.
+    let room = request.name[..libc::IFNAMSIZ - 1].get_mut(..name.len());
+    room.ok_or(io::ErrorKind::InvalidInput)?
+        .copy_from_slice(name.as_bytes());
+    // SAFETY: `request` is an ifreq, which the call reads and writes, and outlives it.
+    let made = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
+    Errno::result(made).map(drop).map_err(io::Error::from)
+}

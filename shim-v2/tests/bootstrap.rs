@@ -11,8 +11,12 @@ use std::time::Duration;
 use containerd_shim_protos::api::{ConnectRequest, ConnectResponse, DeleteResponse};
 use containerd_shim_protos::api::{ShutdownRequest, StateRequest};
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
+use containerd_shim_protos::sandbox_api::{
+    CreateSandboxRequest, SandboxStatusRequest, StopSandboxRequest,
+};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
+use ttrpc::Code;
 use ttrpc::asynchronous::Client;
 
 const SHIM: &str = env!("CARGO_BIN_EXE_containerd-shim-rust-v2");
@@ -345,4 +349,119 @@ fn a_wrong_command_line_is_one_line_on_stderr() {
     assert!(!output.status.success() && output.stdout.is_empty());
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(text, "containerd-shim-rust-v2: unknown flag `-wat`\n");
+}
+
+/// The status of a call of the sandbox service, and its text.
+async fn sandbox_call(client: &Client, method: &str, message: &impl Message) -> (Code, String) {
+    const SERVICE: &str = "containerd.runtime.sandbox.v1.Sandbox";
+    match call(client, SERVICE, method, message).await {
+        Ok(_) => (Code::OK, String::new()),
+        Err(ttrpc::Error::RpcStatus(status)) => (status.code(), status.message),
+        Err(error) => panic!("{method}: {error:?}"),
+    }
+}
+
+/// As far as it goes without a machine; `tests/cases/sandbox_api.rs` goes on.
+#[tokio::test]
+async fn a_sandbox_is_created_stopped_and_shut_down_without_a_trace() {
+    let Some(bundle) = Bundle::new("sandbox") else {
+        return;
+    };
+    let address = bundle.start(b"");
+    let client = connect(&address).await;
+    let pid = shim_pid(&client, "containerd.task.v2.Task").await;
+    let create = CreateSandboxRequest {
+        sandbox_id: bundle.id.clone(),
+        ..CreateSandboxRequest::default()
+    };
+    let stop = StopSandboxRequest {
+        sandbox_id: bundle.id.clone(),
+        ..StopSandboxRequest::default()
+    };
+    let ask = SandboxStatusRequest {
+        sandbox_id: bundle.id.clone(),
+        ..SandboxStatusRequest::default()
+    };
+    assert_eq!(
+        sandbox_call(&client, "StopSandbox", &stop).await.0,
+        Code::NOT_FOUND
+    );
+    assert_eq!(
+        sandbox_call(&client, "CreateSandbox", &create).await.0,
+        Code::OK
+    );
+    assert_eq!(
+        sandbox_call(&client, "CreateSandbox", &create).await.0,
+        Code::ALREADY_EXISTS
+    );
+    let hostname = bundle.dir.join("hostname");
+    let mode = std::fs::metadata(&hostname)
+        .expect("a file for containers")
+        .mode();
+    assert_eq!(mode & 0o777, 0o644);
+    for method in ["SandboxStatus", "Platform"] {
+        assert_eq!(
+            sandbox_call(&client, method, &ask).await.0,
+            Code::OK,
+            "{method}"
+        );
+    }
+    for method in ["PingSandbox", "SandboxMetrics"] {
+        let (code, text) = sandbox_call(&client, method, &ask).await;
+        assert_eq!(code, Code::FAILED_PRECONDITION, "{method}: {text}");
+        assert!(text.contains("is not running"), "{method}: {text}");
+    }
+    // A container's end is not the pod's, even if it is told so.
+    let shutdown = ShutdownRequest {
+        id: "a-container".to_owned(),
+        now: true,
+        ..ShutdownRequest::default()
+    };
+    let ignored = call(&client, "containerd.task.v2.Task", "Shutdown", &shutdown).await;
+    assert!(ignored.is_ok() && !is_zombie(pid));
+    for method in ["StopSandbox", "StopSandbox", "WaitSandbox"] {
+        assert_eq!(
+            sandbox_call(&client, method, &stop).await.0,
+            Code::OK,
+            "{method}"
+        );
+    }
+    let (code, text) = sandbox_call(&client, "StartSandbox", &ask).await;
+    assert_eq!(code, Code::FAILED_PRECONDITION, "{text}");
+    let stat = std::fs::File::open(format!("/proc/{pid}/stat")).expect("the shim runs");
+    assert_eq!(
+        sandbox_call(&client, "ShutdownSandbox", &ask).await.0,
+        Code::OK
+    );
+    wait_for(|| std::io::read_to_string(&stat).is_err() || is_zombie(pid)).await;
+    assert!(!hostname.exists() && !bundle.run_dir().exists());
+}
+
+#[test]
+fn what_was_handed_over_to_runc_is_runcs_to_delete() {
+    let Some(bundle) = Bundle::new("handed-over") else {
+        return;
+    };
+    std::fs::write(bundle.dir.join("handed-over-to-runc"), "").expect("a record");
+    // Stands for the program found by PATH; the real one runs on the node.
+    let program = bundle.dir.join("containerd-shim-runc-v2");
+    std::fs::write(&program, "#!/bin/sh\necho runc: \"$@\"\n").expect("a program");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, executable).expect("a mode");
+    let args = ["-namespace", NAMESPACE, "-id", &bundle.id, "delete"];
+    let delete = |path: &Path| {
+        let mut command = Command::new(SHIM);
+        command
+            .args(args)
+            .current_dir(&bundle.dir)
+            .env("PATH", path);
+        command.output().expect("the shim ends")
+    };
+    let output = delete(&bundle.dir);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(text, format!("runc: {}\n", args.join(" ")));
+    // Without the program it is answered as for any container that is gone.
+    let output = delete(Path::new("/nonexistent"));
+    let response = DeleteResponse::parse_from_bytes(&output.stdout).expect("an answer");
+    assert_eq!(response.exit_status, 137);
 }

@@ -18,22 +18,10 @@ const MARK: &str = "init runs";
 /// Times both on the same kernel, initramfs, command line, memory and console.
 pub fn measure(report: &mut Report) {
     let machine = Vm::running(&format!("echo {MARK}; reboot -f"));
-    let husk = || time_ms(machine.command());
-    let peer = || time_ms(qemu(&machine));
-    // Once each unmeasured: files are read from the disk.
-    husk();
-    peer();
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        theirs.push(peer());
-        ours.push(husk());
-    }
-    let (ours, theirs) = (crate::median(ours), crate::median(theirs));
-    report.ratio(
-        "boot_ratio_qemu",
-        ("husk-vmm", ours),
-        ("QEMU microvm", theirs),
-    );
+    let husk: &dyn Fn() -> Command = &|| machine.command();
+    let peer: &dyn Fn() -> Command = &|| qemu(&machine);
+    let (ours, theirs) = (("husk-vmm", husk), ("QEMU microvm", peer));
+    report.in_turns("boot_ratio_qemu", RUNS, ours, theirs, |vmm| time_ms(vmm()));
     let idle = Vm::running(&format!("echo {MARK}; sleep 1000"));
     report.count(
         "boot_exits_qemu",

@@ -18,16 +18,8 @@ pub fn measure(report: &mut Report) {
         task.exec(&["true"]).succeeded();
         start.elapsed().as_secs_f64() * 1000.0
     };
-    // Once each unmeasured: files are read from the disk.
-    time_ms(&runc);
-    time_ms(&husk);
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        theirs.push(time_ms(&runc));
-        ours.push(time_ms(&husk));
-    }
-    let (ours, theirs) = (crate::median(ours), crate::median(theirs));
-    report.ratio("exec_ratio_runc", ("husk", ours), ("runc", theirs));
+    let (ours, theirs) = (("husk", &husk), ("runc", &runc));
+    report.in_turns("exec_ratio_runc", RUNS, ours, theirs, |task| time_ms(task));
     runc.destroy();
     husk.destroy();
 }

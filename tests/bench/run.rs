@@ -17,15 +17,8 @@ pub fn measure(report: &mut Report) {
         container.run().succeeded();
         start.elapsed().as_secs_f64() * 1000.0
     };
-    // Once each unmeasured: files are read from the disk.
-    for runtime in Runtime::BOTH {
-        time_ms(runtime);
-    }
-    let (mut husk, mut runc) = (Vec::new(), Vec::new());
-    for _ in 0..RUNS {
-        runc.push(time_ms(Runtime::Runc));
-        husk.push(time_ms(Runtime::Husk));
-    }
-    let (husk, runc) = (crate::median(husk), crate::median(runc));
-    report.ratio("run_ratio_runc", ("husk", husk), ("runc", runc));
+    let (ours, theirs) = (("husk", Runtime::Husk), ("runc", Runtime::Runc));
+    report.in_turns("run_ratio_runc", RUNS, ours, theirs, |runtime| {
+        time_ms(*runtime)
+    });
 }

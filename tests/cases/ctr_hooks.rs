@@ -123,6 +123,20 @@ fn a_hook_after_the_start_that_fails_ends_the_container() {
 }
 
 #[test]
+fn a_hook_after_the_end_has_its_time() {
+    let _node = Node::enter();
+    // Longer than a shim whose last container is gone waits for its own end.
+    let hooks: [(&str, &[&str]); 1] = [("poststop", &["sleep 15; echo poststop >>notes"])];
+    let hooked = Hooked::new("h-slow", &hooks);
+    hooked.run().succeeded();
+    let task = Task::of(hooked.id);
+    task.kill("KILL");
+    task.wait();
+    assert_eq!(task.delete(), 137);
+    assert_eq!(hooked.notes(), "poststop\n");
+}
+
+#[test]
 fn the_last_hooks_run_once_when_the_shim_is_killed() {
     let _node = Node::enter();
     let hooks: [(&str, &[&str]); 2] = [
@@ -133,9 +147,7 @@ fn the_last_hooks_run_once_when_the_shim_is_killed() {
     let mut events = Events::subscribe();
     hooked.run().succeeded();
     for pid in process::named("containerd-shim-rust-v2") {
-        let mut kill = Command::new("kill");
-        kill.args(["-KILL", &pid.to_string()]);
-        process::run(kill).succeeded();
+        process::signal(pid, "KILL");
     }
     // containerd publishes it once `delete` has cleaned up.
     events.wait_for("/tasks/exit");

@@ -1,5 +1,7 @@
 //! `ctr task pause` and `resume`.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use husk_tests::containerd::Events;
 use husk_tests::{Container, Node, Runtime, ctr};
 
@@ -34,7 +36,7 @@ fn a_paused_container_stands_still_and_goes_on_where_it_was() {
         assert_eq!(task.status(), "PAUSED", "{runtime:?}");
         let before = count();
         // Long enough for a dozen more.
-        std::thread::sleep(std::time::Duration::from_secs(2));
+        std::thread::sleep(Duration::from_secs(2));
         assert_eq!(count(), before, "{runtime:?}");
         ctr(&["task", "exec", "--exec-id", "e", task.id(), "true"]).failed_saying(&["paused"]);
         ctr(&["task", "resume", task.id()]).succeeded();
@@ -75,10 +77,13 @@ fn a_paused_container_can_be_killed() {
 fn a_signal_to_a_paused_container_is_delivered_when_it_goes_on() {
     let _node = Node::enter();
     for runtime in Runtime::BOTH {
-        let script = "trap 'exit 7' TERM; sleep infinity & wait";
+        let script = "trap 'exit 7' TERM; >/trapped; sleep infinity & wait";
         let task = Container::new(runtime, &["sh", "-c", script])
             .with(&["--null-io"])
             .detach();
+        // An init without a handler is not reached by the signal at all.
+        let trapped = "until [ -e /trapped ]; do sleep 1; done";
+        task.exec(&["sh", "-c", trapped]).succeeded();
         ctr(&["task", "pause", task.id()]).succeeded();
         task.kill("TERM");
         assert_eq!(task.status(), "PAUSED", "{runtime:?}");
@@ -86,4 +91,51 @@ fn a_signal_to_a_paused_container_is_delivered_when_it_goes_on() {
         task.wait();
         assert_eq!(task.delete(), 7, "{runtime:?}");
     }
+}
+
+#[test]
+fn the_clock_is_the_hosts_before_and_after_a_pause() {
+    const SKEW: Duration = Duration::from_millis(50);
+    let _node = Node::enter();
+    let clock = "echo ready; while read n; do adjtimex; echo told $n; done";
+    let container = Container::script(clock);
+    let mut running = container.start();
+    running.wait_for("ready\n");
+    let now = || {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        since_1970.expect("a time after 1970")
+    };
+    let mut check = |when: &str, numbers: std::ops::Range<u32>| {
+        for number in numbers {
+            let before = now();
+            running.write(format!("{number}\n").as_bytes());
+            running.wait_for(&format!("told {number}\n"));
+            let after = now();
+            let told = last_time(&running.printed());
+            assert!(
+                before < told + SKEW && told < after + SKEW,
+                "{when}: {told:?} is not between {before:?} and {after:?}"
+            );
+        }
+    };
+    // One answer may be late; a clock that is off is off in all.
+    check("at the start", 0..9);
+    ctr(&["task", "pause", container.id()]).succeeded();
+    std::thread::sleep(Duration::from_secs(3));
+    ctr(&["task", "resume", container.id()]).succeeded();
+    check("after the pause", 9..18);
+    running.close_stdin();
+    running.finish().succeeded();
+}
+
+/// The last time of day that `adjtimex` printed.
+#[track_caller]
+fn last_time(printed: &str) -> Duration {
+    let number = |name: &str| {
+        let lines = printed.lines().rev();
+        let mut values = lines.filter_map(|line| line.split_once(name));
+        let number = values.next().and_then(|(_, text)| text.trim().parse().ok());
+        number.unwrap_or_else(|| panic!("no {name} in {printed}"))
+    };
+    Duration::from_secs(number("time.tv_sec:")) + Duration::from_micros(number("time.tv_usec:"))
 }

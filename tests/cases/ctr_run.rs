@@ -70,7 +70,9 @@ fn without_limits_the_machine_has_one_cpu_and_64_mib() {
 fn limits_make_the_machine_larger() {
     let _node = Node::enter();
     let limit_mib = 200;
-    let output = Container::script("nproc; grep MemAvailable /proc/meminfo")
+    // Told a few times: pages on their way back to the host are not free for that moment.
+    let script = "nproc; for n in 1 2 3 4; do grep MemAvailable /proc/meminfo; sleep 1; done";
+    let output = Container::script(script)
         .with(&[
             "--cpus",
             "2",
@@ -84,7 +86,8 @@ fn limits_make_the_machine_larger() {
     assert_eq!(words[0], "2", "{text}");
     // The workload can have what its limit says, because the guest's own needs come on
     // top; MemAvailable is a careful estimate, some per cent too low.
-    let available_kib: u32 = words[2].parse().expect("a number of KiB");
+    let told = words.iter().filter_map(|word| word.parse::<u32>().ok());
+    let available_kib = told.max().expect("a number of KiB");
     assert!(available_kib / 1024 >= limit_mib * 95 / 100, "{text}");
 }
 
@@ -150,7 +153,7 @@ fn the_hostname_is_the_specs() {
 fn the_container_is_pid_1_of_its_own_namespace() {
     let _node = Node::enter();
     for runtime in Runtime::BOTH {
-        let script = "echo $$; ls -d /proc/[0-9]* | wc -l";
+        let script = "echo $$; set -- /proc/[0-9]*; echo $#";
         let text = Container::new(runtime, &["sh", "-c", script])
             .run()
             .succeeded()

@@ -23,15 +23,13 @@ fn a_terminal_is_a_terminal_and_has_the_windows_size() {
 fn a_new_window_size_reaches_the_program_with_a_signal() {
     let _node = Node::enter();
     for runtime in Runtime::BOTH {
-        let wait = "while :; do read -t 1 line && exit 0; done";
-        let script = format!("{WAIT_FOR_SIZE}; trap 'stty size' WINCH; echo ready; {wait}");
+        let wait = "while :; do sleep 1; done";
+        let script = format!("{WAIT_FOR_SIZE}; trap 'stty size; exit 5' WINCH; echo ready; {wait}");
         let container = Container::new(runtime, &["sh", "-c", &script]);
         let mut terminal = Terminal::start(&container.command(&["--rm", "--tty"]), 33, 99);
         terminal.wait_for("ready");
-        terminal.resize(40, 132);
-        terminal.wait_for("40 132");
-        terminal.types("\n");
-        assert_eq!(terminal.finish(), 0, "{runtime:?}");
+        terminal.resize_until(40, 132, "40 132");
+        assert_eq!(terminal.finish(), 5, "{runtime:?}");
     }
 }
 
@@ -49,13 +47,17 @@ fn control_c_interrupts_the_program_in_the_foreground() {
 }
 
 #[test]
-#[ignore = "hung once in the last run of the session, not examined yet; see Limits in README.md"]
 fn control_d_ends_an_interactive_shell() {
     let _node = Node::enter();
-    let container = Container::husk(&["sh"]);
-    let mut terminal = Terminal::start(&container.command(&["--rm", "--tty"]), 24, 80);
-    terminal.types("echo $((6 * 7))\n");
-    terminal.wait_for("42");
+    // Sized before the shell reads: its line editor forgets a Ctrl-D when a new size
+    // arrives within the 20 ms in which it waits for the terminal's answer.
+    let script = format!("{WAIT_FOR_SIZE}; exec sh");
+    let container = Container::script(&script);
+    let mut terminal = Terminal::start(&container.command(&["--rm", "--tty"]), 33, 99);
+    terminal.types("PS1=\"$((6 * 7))> \"\n");
+    // Not before the prompt: until then the terminal is in canonical mode, and what it
+    // makes of Ctrl-D the shell, whose line editor reads raw, does not take for an end.
+    terminal.wait_for("42> ");
     terminal.types("\x04");
     assert_eq!(terminal.finish(), 0);
 }
@@ -73,8 +75,7 @@ fn an_exec_has_a_terminal_of_its_own_size() {
     let mut terminal = Terminal::start(&command, 33, 99);
     terminal.wait_for("/dev/pts/");
     terminal.wait_for("sized");
-    terminal.resize(40, 132);
-    terminal.wait_for("resized");
+    terminal.resize_until(40, 132, "resized");
     assert_eq!(terminal.finish(), 4);
     drop(terminal);
     task.destroy();

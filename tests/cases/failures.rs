@@ -5,16 +5,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use husk_tests::containerd::Events;
-use husk_tests::{Container, Node, Running, ctr, process};
+use husk_tests::{Config, Container, Node, Running, ctr, process};
 
 /// Kills every process of that name; there must be one.
 #[track_caller]
 fn kill_9(name: &str) {
-    let pids = process::named(name);
-    assert_eq!(pids.len(), 1, "processes named {name}: {pids:?}");
-    let mut kill = std::process::Command::new("kill");
-    kill.args(["-KILL", &pids[0].to_string()]);
-    process::run(kill).succeeded();
+    process::signal(process::only(name), "KILL");
 }
 
 /// A container in the foreground that has said `ready`.
@@ -42,18 +38,6 @@ impl Drop for Away<'_> {
     }
 }
 
-/// The exit status of the one exit event.
-#[track_caller]
-fn one_exit(events: Events) -> u64 {
-    let exits: Vec<_> = events
-        .tasks()
-        .into_iter()
-        .filter(|(topic, _)| topic == "/tasks/exit")
-        .collect();
-    assert_eq!(exits.len(), 1, "{exits:?}");
-    exits[0].1["exit_status"].as_u64().expect("an exit status")
-}
-
 #[test]
 fn a_killed_vmm_ends_its_container_once_with_137() {
     let node = Node::enter();
@@ -61,7 +45,7 @@ fn a_killed_vmm_ends_its_container_once_with_137() {
     let running = ready(&Container::script("echo ready; sleep 1000"));
     kill_9("husk-vmm");
     running.finish().ended_with(137);
-    assert_eq!(one_exit(events), 137);
+    assert_eq!(events.one_exit(), 137);
     assert!(
         node.log().contains("VMM"),
         "the log says what happened:\n{}",
@@ -82,7 +66,7 @@ fn a_killed_shim_takes_its_machine_along() {
     let deadline = Instant::now() + process::DEADLINE;
     assert!(process::wait_for_exit(vmm, deadline), "the VMM lives on");
     events.wait_for("/tasks/exit");
-    assert_eq!(one_exit(events), 137);
+    assert_eq!(events.one_exit(), 137);
     ctr(&["container", "delete", task.id()]).succeeded();
 }
 
@@ -95,7 +79,7 @@ fn a_panic_of_the_guests_kernel_is_reported_with_its_text() {
     let mut running = ready(&Container::script(script).with(&["--privileged"]));
     running.write(b"go\n");
     running.finish().ended_with(137);
-    assert_eq!(one_exit(events), 137);
+    assert_eq!(events.one_exit(), 137);
     assert!(
         node.log().contains("Kernel panic"),
         "the console is in the log:\n{}",
@@ -111,7 +95,7 @@ fn a_reset_from_inside_ends_the_container_once() {
     let mut running = ready(&Container::script(script).with(&["--privileged"]));
     running.write(b"go\n");
     running.finish().ended_with(137);
-    assert_eq!(one_exit(events), 137);
+    assert_eq!(events.one_exit(), 137);
 }
 
 #[test]
@@ -125,7 +109,7 @@ fn a_workload_out_of_memory_is_killed_and_its_machine_goes_on() {
 #[test]
 fn a_missing_kernel_is_named() {
     let _node = Node::enter();
-    let _config = Config::new("kernel = \"/no/kernel\"\n");
+    let _config = Config::set("kernel = \"/no/kernel\"\n");
     Container::husk(&["true"])
         .run()
         .failed_saying(&["/no/kernel", "`kernel`"]);
@@ -134,7 +118,7 @@ fn a_missing_kernel_is_named() {
 #[test]
 fn a_missing_vmm_is_named() {
     let _node = Node::enter();
-    let _config = Config::new("vmm = \"/no/vmm\"\n");
+    let _config = Config::set("vmm = \"/no/vmm\"\n");
     Container::husk(&["true"])
         .run()
         .failed_saying(&["/no/vmm", "`vmm`"]);
@@ -152,7 +136,7 @@ fn a_missing_kvm_device_is_named() {
 #[test]
 fn an_initramfs_without_an_agent_is_reported() {
     let _node = Node::enter();
-    let _config = Config::new("initramfs = \"/usr/local/lib/node/busybox.tar\"\n");
+    let _config = Config::set("initramfs = \"/usr/local/lib/node/busybox.tar\"\n");
     Container::husk(&["true"])
         .run()
         .failed_saying(&["kernel panicked"]);
@@ -161,7 +145,7 @@ fn an_initramfs_without_an_agent_is_reported() {
 #[test]
 fn an_unknown_key_in_the_configuration_is_named() {
     let _node = Node::enter();
-    let _config = Config::new("log_level = \"info\"\nkernal = \"/vmlinux\"\n");
+    let _config = Config::set("log_level = \"info\"\nkernal = \"/vmlinux\"\n");
     Container::husk(&["true"])
         .run()
         .failed_saying(&["/etc/husk/config.toml, line 2", "kernal"]);
@@ -170,7 +154,7 @@ fn an_unknown_key_in_the_configuration_is_named() {
 #[test]
 fn a_wrong_type_in_the_configuration_is_named() {
     let _node = Node::enter();
-    let _config = Config::new("default_memory_mib = \"much\"\n");
+    let _config = Config::set("default_memory_mib = \"much\"\n");
     Container::husk(&["true"])
         .run()
         .failed_saying(&["/etc/husk/config.toml, line 1", "much"]);
@@ -185,21 +169,4 @@ fn a_failed_start_does_not_spoil_the_next() {
         container.run().failed_saying(&["/dev/kvm"]);
     }
     assert_eq!(container.run().succeeded().text(), "well\n");
-}
-
-/// `/etc/husk/config.toml` for as long as it lives.
-struct Config;
-
-impl Config {
-    fn new(text: &str) -> Self {
-        fs::create_dir_all("/etc/husk").expect("a folder in /etc");
-        fs::write("/etc/husk/config.toml", text).expect("the configuration");
-        Self
-    }
-}
-
-impl Drop for Config {
-    fn drop(&mut self) {
-        fs::remove_dir_all("/etc/husk").expect("the configuration");
-    }
 }

@@ -1,14 +1,26 @@
 //! Every end-to-end test, one module a topic, one executable so that the node boots once.
 
 mod boot;
+mod boot_net;
 mod boot_refusals;
 mod chaos;
 mod comparison;
+mod cri_bad_input;
+mod cri_cgroup;
+mod cri_growth;
+mod cri_host;
+mod cri_many;
+mod cri_parity;
+mod cri_pods;
+mod cri_resources;
+mod cri_sandbox_api;
+mod cri_streaming;
 mod ctr_exec;
 mod ctr_hooks;
 mod ctr_metrics;
 mod ctr_mounts;
 mod ctr_pause;
+mod ctr_pods;
 mod ctr_run;
 mod ctr_signals;
 mod ctr_stdin;
@@ -17,6 +29,10 @@ mod ctr_tty;
 mod ctr_update;
 mod failures;
 mod isolation;
+mod network;
+mod network_mesh;
+mod network_plugins;
 mod refusals;
 mod replay;
+mod sandbox_api;
 mod task_api;

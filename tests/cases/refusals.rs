@@ -1,7 +1,7 @@
 //! What a guest cannot give is refused by name before anything is left behind.
 
 use containerd_shim_protos::ttrpc::Code;
-use husk_tests::shim::Bundle;
+use husk_tests::shim::{self, Bundle};
 use husk_tests::{Container, Node};
 use serde_json::json;
 
@@ -111,4 +111,29 @@ fn a_spec_without_a_process_is_refused() {
 fn an_empty_command_is_refused() {
     let _node = Node::enter();
     refused(&Bundle::with("/process/args", json!([])), &["args"]);
+}
+
+#[test]
+fn an_annotation_that_is_no_number_is_refused_by_name() {
+    let _node = Node::enter();
+    let annotations = json!({ "io.kubernetes.cri.sandbox-memory": "much" });
+    refused(
+        &Bundle::with("/annotations", annotations),
+        &["io.kubernetes.cri.sandbox-memory", "much"],
+    );
+}
+
+#[test]
+fn another_containerds_container_of_the_same_name_is_left_alone() {
+    let _node = Node::enter();
+    let task = Container::husk(&["sleep", "infinity"])
+        .with(&["--null-io"])
+        .detach();
+    let bundle = Bundle::new();
+    let of_another = ["-address", "/run/another/containerd.sock", "-id", task.id()];
+    let by_hand = |verb: &str| shim::run(&bundle, &[&of_another[..], &[verb]].concat());
+    by_hand("start").failed_saying(&[task.id(), "another containerd"]);
+    by_hand("delete").succeeded();
+    assert_eq!(task.exec(&["echo", "alive"]).succeeded().text(), "alive\n");
+    task.destroy();
 }

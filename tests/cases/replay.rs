@@ -2,7 +2,7 @@
 //! reads the streams' fifos and may be replaced, a client that comes back.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 
 use husk_tests::process::Stream;
@@ -132,18 +132,20 @@ fn a_logger_that_is_replaced_misses_no_line() {
             .open(stdin)
             .expect("a fifo of ctr's");
 
-        let mut first = Stream::of_fifo(&stdout);
+        let mut first = File::open(&stdout).expect("a fifo of ctr's");
         let mut errors = Stream::of_fifo(&stderr);
         input.write_all(b"1\n").expect("room in a fifo");
-        first.wait_for("out 1\n");
         errors.wait_for("err 1\n");
+        let mut line = [0; 6];
+        first.read_exact(&mut line).expect("a line");
+        assert_eq!(&line, b"out 1\n", "{runtime:?}");
         drop(first);
         input.write_all(b"2\n").expect("room in a fifo");
         errors.wait_for("err 2\n");
 
         let mut second = Stream::of_fifo(&stdout);
         input.write_all(b"3\n").expect("room in a fifo");
-        second.wait_for("out 3\n");
+        second.wait_for("out 2\nout 3\n");
         errors.wait_for("err 3\n");
         task.destroy();
     }

@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::cri::{Cri, api};
 use crate::ctr::ctr;
 use crate::process::{self, Running};
 
@@ -46,6 +47,18 @@ pub fn pid() -> Option<u32> {
     fs::read_to_string(PID_FILE).ok()?.trim().parse().ok()
 }
 
+/// Its version, such as 2.1.9.
+///
+/// # Panics
+/// If the CRI service does not tell.
+#[track_caller]
+pub fn version() -> String {
+    let answer = Cri::connect().version(api::VersionRequest::default());
+    let version = answer.expect("a version").runtime_version;
+    // As Debian writes it: 1.7.24~ds1.
+    version.trim_start_matches('v').to_owned()
+}
+
 /// Kills containerd with SIGKILL; it is back when the result is dropped.
 ///
 /// # Panics
@@ -53,9 +66,7 @@ pub fn pid() -> Option<u32> {
 #[track_caller]
 pub fn kill_9() -> Away {
     let pid = pid().expect("containerd has a process id");
-    let mut kill = Command::new("kill");
-    kill.args(["-KILL", &pid.to_string()]);
-    process::run(kill).succeeded();
+    process::signal(pid, "KILL");
     let gone = process::wait_for_exit(pid, Instant::now() + process::DEADLINE);
     assert!(gone, "containerd ({pid}) survives SIGKILL");
     if let Some(mut child) = started().take() {
@@ -140,6 +151,18 @@ impl Events {
         self.client.wait_for("\"end\"");
         ctr(&["namespaces", "label", "default", "end="]).succeeded();
         Self::parse(&self.client.printed())
+    }
+
+    /// The exit status of the one exit event up to now.
+    ///
+    /// # Panics
+    /// If there is another number of them.
+    #[track_caller]
+    pub fn one_exit(self) -> u64 {
+        let mut tasks = self.tasks();
+        tasks.retain(|(topic, _)| topic == "/tasks/exit");
+        assert_eq!(tasks.len(), 1, "{tasks:?}");
+        tasks[0].1["exit_status"].as_u64().expect("an exit status")
     }
 
     /// All task events up to the death of containerd, which ends the subscription.

@@ -36,6 +36,14 @@ impl Runtime {
             Self::Runc => "io.containerd.runc.v2",
         }
     }
+
+    /// The name of its handler in the CRI service's configuration.
+    pub fn handler(self) -> &'static str {
+        match self {
+            Self::Husk => "rust",
+            Self::Runc => "runc",
+        }
+    }
 }
 
 /// Runs `ctr` to its end.

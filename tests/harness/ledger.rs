@@ -16,14 +16,28 @@ const TEARDOWN: Duration = Duration::from_secs(15);
 /// containerd namespace, not one per container.
 const LASTING: &[&str] = &[
     "/run/containerd/fifo",
+    "/run/containerd/io.containerd.grpc.v1.cri/containers",
+    "/run/containerd/io.containerd.grpc.v1.cri/sandboxes",
     "/run/containerd/io.containerd.runtime.v2.task/default",
+    "/run/containerd/io.containerd.runtime.v2.task/k8s.io",
+    "/run/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io",
     "/run/containerd/runc",
     "/run/containerd/runc/default",
+    "/run/containerd/runc/k8s.io",
     "/run/containerd/s",
     "/run/husk",
     "/run/husk/default",
+    "/run/husk/k8s.io",
+    "/run/netns",
+    "/run/pods",
+    "/run/pods/pods",
+    "/run/pods/pods/last_reserved_ip.0",
+    "/run/pods/pods/lock",
     "/sys/fs/cgroup/default",
+    "/sys/fs/cgroup/k8s.io",
     "/var/lib/containerd/io.containerd.runtime.v2.task/default",
+    "/var/lib/containerd/io.containerd.runtime.v2.task/k8s.io",
+    "/var/lib/containerd/io.containerd.sandbox.controller.v1.shim/k8s.io",
 ];
 
 /// All of them, counted; equal objects (two mounts at one place) add up.
@@ -44,6 +58,7 @@ impl Ledger {
             "/dev/shm",
             "/tmp",
             "/var/lib/containerd/io.containerd.runtime.v2.task",
+            "/var/lib/containerd/io.containerd.sandbox.controller.v1.shim",
         ] {
             ledger.files(Path::new(tree));
         }

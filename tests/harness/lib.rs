@@ -12,20 +12,30 @@
 //! everything the test made must be gone again. The tests run as root on the node
 //! (`tests/node/run`), one at a time, because the ledger is the whole host's.
 
+pub mod config;
 pub mod containerd;
+pub mod cri;
 pub mod ctr;
 pub mod hold;
 pub mod ledger;
+pub mod network;
 pub mod node;
+pub mod pod;
+pub mod pod_plan;
 pub mod process;
 pub mod rootfs;
+pub mod sandbox_api;
 pub mod shim;
+pub mod streaming;
 pub mod task_api;
 pub mod timeline;
 pub mod tty;
 pub mod vm;
 
+pub use config::Config;
 pub use ctr::{Container, Runtime, Task, ctr};
 pub use node::Node;
+pub use pod::Pod;
+pub use pod_plan::PodPlan;
 pub use process::{Output, Running};
 pub use vm::Vm;

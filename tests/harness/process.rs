@@ -10,10 +10,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, fcntl_setfl, open};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 /// How long a single command may take on the emulated node before it counts as hung.
-pub const DEADLINE: Duration = Duration::from_secs(90);
+pub const DEADLINE: Duration = Duration::from_secs(240);
 
 /// What a finished program left.
 #[derive(Debug)]
@@ -122,8 +123,8 @@ impl Running {
         Self {
             command: name,
             stdin: child.stdin.take(),
-            stdout: Stream::of(child.stdout.take()),
-            stderr: Stream::of(child.stderr.take()),
+            stdout: Stream::of(child.stdout.take(), Duration::ZERO),
+            stderr: Stream::of(child.stderr.take(), Duration::ZERO),
             child,
         }
     }
@@ -242,6 +243,17 @@ impl Drop for Running {
     }
 }
 
+/// Sends a signal to a process that is there.
+///
+/// # Panics
+/// If it is not.
+#[track_caller]
+pub fn signal(pid: u32, signal: &str) {
+    let mut kill = Command::new("kill");
+    kill.args([&format!("-{signal}"), &pid.to_string()]);
+    run(kill).succeeded();
+}
+
 /// Waits until the process has ended or the deadline is over; true if it has ended.
 pub fn wait_for_exit(pid: u32, deadline: Instant) -> bool {
     let Some(pid) = Pid::from_raw(pid.cast_signed()) else {
@@ -268,30 +280,35 @@ pub struct Stream {
 }
 
 impl Stream {
-    fn of(pipe: Option<impl Read + Send + 'static>) -> Self {
+    fn of(pipe: Option<impl Read + Send + 'static>, pause: Duration) -> Self {
         let (sender, chunks) = channel();
         if let Some(pipe) = pipe {
-            thread::spawn(move || pump(pipe, &sender, Duration::ZERO));
+            thread::spawn(move || pump(pipe, &sender, pause));
         }
         Self::from_chunks(chunks)
     }
 
-    /// Reads a fifo as soon as somebody has it open for writing.
+    /// Reads a fifo that somebody has open for writing, or had: whoever wrote may have ended.
+    ///
+    /// # Panics
+    /// If there is no such fifo.
+    #[track_caller]
     pub fn of_fifo(path: &Path) -> Self {
         Self::of_fifo_slowly(path, Duration::ZERO)
     }
 
     /// The same with a pause after each 64 KiB, as a slow reader makes it.
+    ///
+    /// # Panics
+    /// If there is no such fifo.
+    #[track_caller]
     pub fn of_fifo_slowly(path: &Path, pause: Duration) -> Self {
-        let (sender, chunks) = channel();
-        let path = path.to_owned();
-        // Opening waits for the writer, so the thread does it.
-        thread::spawn(move || {
-            if let Ok(fifo) = File::open(path) {
-                pump(fifo, &sender, pause);
-            }
-        });
-        Self::from_chunks(chunks)
+        // Opened here and without waiting: a blocking open in the thread may come after the last
+        // writer has closed, and then waits for ever.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fifo = File::from(open(path, flags, Mode::empty()).expect("a fifo"));
+        fcntl_setfl(&fifo, OFlags::RDONLY).expect("a fifo of ours");
+        Self::of(Some(fifo), pause)
     }
 
     fn from_chunks(chunks: Receiver<Vec<u8>>) -> Self {
@@ -393,4 +410,16 @@ pub fn named(name: &str) -> Vec<u32> {
         })
         .filter_map(|process| process.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+/// The only process of that name.
+///
+/// # Panics
+/// If there is none or more than one.
+#[track_caller]
+pub fn only(name: &str) -> u32 {
+    match named(name)[..] {
+        [pid] => pid,
+        ref other => panic!("processes named {name}: {other:?}"),
+    }
 }

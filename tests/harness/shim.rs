@@ -38,6 +38,13 @@ pub fn kill_exec(container: &str, exec_id: &str) {
     assert!(killed.is_ok(), "{killed:?}");
 }
 
+/// Runs the shim's program in a bundle as a containerd does, `arguments` having the last
+/// word.
+#[track_caller]
+pub fn run(bundle: &Bundle, arguments: &[&str]) -> process::Output {
+    process::run(bundle.shim(arguments))
+}
+
 /// A bundle that tests spoil. Gone when dropped.
 pub struct Bundle(TempDir);
 
@@ -123,13 +130,7 @@ impl Bundle {
     }
 
     fn shim(&self, args: &[&str]) -> Command {
-        let mut shim = Command::new(SHIM);
-        shim.current_dir(self.path())
-            .env("TTRPC_ADDRESS", "/run/containerd/containerd.sock.ttrpc")
-            .args(["-namespace", "default", "-id", ID])
-            .args(["-address", "/run/containerd/containerd.sock"])
-            .args(args);
-        shim
+        command(self.path(), ID, args)
     }
 }
 
@@ -137,6 +138,17 @@ impl Default for Bundle {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The shim's program as containerd calls it for a container or a sandbox.
+pub(crate) fn command(bundle: &Path, id: &str, args: &[&str]) -> Command {
+    let mut shim = Command::new(SHIM);
+    shim.current_dir(bundle)
+        .env("TTRPC_ADDRESS", "/run/containerd/containerd.sock.ttrpc")
+        .args(["-namespace", "default", "-id", id])
+        .args(["-address", "/run/containerd/containerd.sock"])
+        .args(args);
+    shim
 }
 
 fn deadline() -> context::Context {

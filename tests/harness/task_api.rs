@@ -7,6 +7,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use containerd_shim_protos::api::{
     ConnectRequest, ConnectResponse, DeleteRequest, DeleteResponse, Empty, ExecProcessRequest,
@@ -21,6 +23,8 @@ use tempfile::TempDir;
 
 use crate::{ctr, process};
 
+/// How often the output of an exec is read.
+const READ_EVERY: Duration = Duration::from_millis(20);
 /// What containerd calls the type of an exec's `Process` object.
 const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
@@ -39,59 +43,25 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A connection to the shim of one container.
-pub struct TaskApi {
+/// A connection to a shim.
+#[derive(Clone)]
+pub(crate) struct Connection {
     client: Client,
     service: &'static str,
-    container: String,
-    fifos: TempDir,
-    execs: Cell<u32>,
 }
 
-impl TaskApi {
-    /// Connects to the shim of a container that containerd started.
-    ///
-    /// # Panics
-    /// If it does not listen or serves neither version of the task API.
-    #[track_caller]
-    pub fn of(container: &str) -> Self {
-        let client = Client::connect(&address(container)).expect("the shim listens");
-        let mut api = Self {
-            client,
-            service: "containerd.task.v2.Task",
-            container: container.into(),
-            fifos: TempDir::new().expect("a temporary directory"),
-            execs: Cell::new(0),
-        };
-        // The second version of the API is the first under another name; runc's shim of
-        // containerd 2 serves only that one.
-        let request = ConnectRequest {
-            id: container.into(),
-            ..Default::default()
-        };
-        if api
-            .call::<_, ConnectResponse>("Connect", &request)
-            .is_err_and(|refusal| refusal.text.contains("service"))
-        {
-            api.service = "containerd.task.v3.Task";
-            let connected = api.call::<_, ConnectResponse>("Connect", &request);
-            assert!(connected.is_ok(), "{connected:?}");
-        }
-        api
+impl Connection {
+    /// To one of the services behind a socket.
+    pub(crate) fn new(client: Client, service: &'static str) -> Self {
+        Self { client, service }
     }
 
-    /// The container's id.
-    pub fn container(&self) -> &str {
-        &self.container
-    }
-
-    /// One request, answered or refused by the shim. No answer by the deadline, or a broken
-    /// connection, is a refusal with a code that no shim uses.
-    ///
-    /// # Panics
-    /// If the answer is not of its type.
     #[track_caller]
-    pub fn call<Q: Message, A: Message>(&self, method: &str, request: &Q) -> Result<A, Refusal> {
+    pub(crate) fn call<Q: Message, A: Message>(
+        &self,
+        method: &str,
+        request: &Q,
+    ) -> Result<A, Refusal> {
         let request = proto::Request {
             service: self.service.into(),
             method: method.into(),
@@ -110,6 +80,62 @@ impl TaskApi {
                 text: format!("{method}: no answer: {error}"),
             }),
         }
+    }
+}
+
+/// A connection to the shim of one container.
+pub struct TaskApi {
+    connection: Connection,
+    container: String,
+    fifos: TempDir,
+    execs: Cell<u32>,
+}
+
+impl TaskApi {
+    /// Connects to the shim of a container that containerd started.
+    ///
+    /// # Panics
+    /// If it does not listen or serves neither version of the task API.
+    #[track_caller]
+    pub fn of(container: &str) -> Self {
+        let client = Client::connect(&address(container)).expect("the shim listens");
+        let service = "containerd.task.v2.Task";
+        let mut api = Self {
+            connection: Connection { client, service },
+            container: container.into(),
+            fifos: TempDir::new().expect("a temporary directory"),
+            execs: Cell::new(0),
+        };
+        // The second version of the API is the first under another name; runc's shim of
+        // containerd 2 serves only that one.
+        let request = ConnectRequest {
+            id: container.into(),
+            ..Default::default()
+        };
+        if api
+            .call::<_, ConnectResponse>("Connect", &request)
+            .is_err_and(|refusal| refusal.text.contains("service"))
+        {
+            api.connection.service = "containerd.task.v3.Task";
+            let connected = api.call::<_, ConnectResponse>("Connect", &request);
+            assert!(connected.is_ok(), "{connected:?}");
+        }
+        api
+    }
+
+    /// The container's id.
+    pub fn container(&self) -> &str {
+        &self.container
+    }
+
+    /// One request, answered or refused by the shim. No answer by the deadline, or a broken
+    /// connection, is a refusal with a code that no shim uses.
+    ///
+    /// # Panics
+    /// If the answer is not of its type.
+    #[track_caller]
+    pub fn call<Q: Message, A: Message>(&self, method: &str, request: &Q) -> Result<A, Refusal> {
+        self.connection.call(method, request)
     }
 
     /// Adds a process to the container and leaves it unstarted.
@@ -151,13 +177,17 @@ impl TaskApi {
 
     /// Waits for the container's init or, with an id, an exec and gives its exit status.
     pub fn wait(&self, exec_id: &str) -> Result<u32, Refusal> {
-        let request = WaitRequest {
+        self.connection
+            .call::<_, WaitResponse>("Wait", &self.to_wait(exec_id))
+            .map(|answer| answer.exit_status)
+    }
+
+    fn to_wait(&self, exec_id: &str) -> WaitRequest {
+        WaitRequest {
             id: self.container.clone(),
             exec_id: exec_id.into(),
             ..Default::default()
-        };
-        self.call::<_, WaitResponse>("Wait", &request)
-            .map(|answer| answer.exit_status)
+        }
     }
 }
 
@@ -170,7 +200,7 @@ pub struct Exec<'a> {
     errors: Option<Fifo>,
 }
 
-/// How an exec ended and what it wrote: at most what its fifos hold, 64 KiB each.
+/// How an exec ended and what it wrote.
 #[derive(Debug)]
 pub struct Ended {
     /// The exit status the shim reports.
@@ -194,14 +224,31 @@ impl Exec<'_> {
             .map(drop)
     }
 
-    /// Waits for its end and deletes it.
+    /// Reads its output until it has ended, as clients do, and deletes it.
+    ///
+    /// # Panics
+    /// If the connection to the shim panicked.
+    #[track_caller]
     pub fn finish(mut self) -> Result<Ended, Refusal> {
-        let status = self.api.wait(&self.id)?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let mut read = |exec: &mut Self| {
+            stdout.extend(exec.output.rest());
+            stderr.extend(exec.errors.iter_mut().flat_map(Fifo::rest));
+        };
+        let (connection, request) = (self.api.connection.clone(), self.api.to_wait(&self.id));
+        let waiter = thread::spawn(move || connection.call::<_, WaitResponse>("Wait", &request));
+        while !waiter.is_finished() {
+            read(&mut self);
+            thread::sleep(READ_EVERY);
+        }
+        let status = waiter.join().expect("a thread that waits")?.exit_status;
         self.delete()?;
+        read(&mut self);
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
         Ok(Ended {
             status,
-            stdout: self.output.rest(),
-            stderr: self.errors.as_mut().map_or_else(String::new, Fifo::rest),
+            stdout: text(stdout),
+            stderr: text(stderr),
         })
     }
 
@@ -239,12 +286,12 @@ impl Fifo {
         }
     }
 
-    /// What is in it; its writers are gone, because the process is deleted.
-    fn rest(&mut self) -> String {
+    /// What is in it now.
+    fn rest(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        // EAGAIN instead of the end if a grandchild keeps it open.
+        // EAGAIN instead of the end while somebody holds it open.
         drop(self.reader.read_to_end(&mut bytes));
-        String::from_utf8_lossy(&bytes).into_owned()
+        bytes
     }
 }
 

@@ -5,8 +5,9 @@ use std::io::{Read, Write};
 use std::process::{Child, Command};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
@@ -82,13 +83,26 @@ impl Terminal {
             .expect("a terminal in use");
     }
 
-    /// Makes the window that large.
+    /// Makes the window that large, and says so until `text` has appeared.
+    ///
+    /// `ctr` listens for it only after its first size was taken, which the program in the
+    /// container may know before: a single signal can come too early.
     ///
     /// # Panics
-    /// If the terminal refuses.
+    /// If the terminal refuses, or the text has not appeared by the deadline.
     #[track_caller]
-    pub fn resize(&self, rows: u16, columns: u16) {
+    pub fn resize_until(&mut self, rows: u16, columns: u16, text: &str) {
         tcsetwinsize(&self.master, size(rows, columns)).expect("a size");
+        let program = Pid::from_child(&self.child);
+        let deadline = Instant::now() + DEADLINE;
+        while !self.appears(text, Duration::from_secs(1)) {
+            assert!(
+                Instant::now() < deadline,
+                "no {text:?} on the terminal:\n{}",
+                self.screen()
+            );
+            kill_process(program, Signal::WINCH).expect("the program still runs");
+        }
     }
 
     /// Waits until `text` has appeared.
@@ -97,14 +111,20 @@ impl Terminal {
     /// If it has not by the deadline.
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
-        let deadline = Instant::now() + DEADLINE;
+        let appeared = self.appears(text, DEADLINE);
+        assert!(appeared, "no {text:?} on the terminal:\n{}", self.screen());
+    }
+
+    fn appears(&mut self, text: &str, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
         while !self.screen().contains(text) {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.output.recv_timeout(left) {
                 Ok(chunk) => self.seen.extend(chunk),
-                Err(_) => panic!("no {text:?} on the terminal:\n{}", self.screen()),
+                Err(_) => return false,
             }
         }
+        true
     }
 
     /// Everything that has appeared.
@@ -119,13 +139,10 @@ impl Terminal {
     #[track_caller]
     pub fn finish(&mut self) -> i32 {
         let ended = wait_for_exit(self.child.id(), Instant::now() + DEADLINE);
-        assert!(ended, "no end; on the terminal:\n{}", self.screen());
-        while let Ok(chunk) = self
-            .output
-            .recv_timeout(std::time::Duration::from_millis(200))
-        {
+        while let Ok(chunk) = self.output.recv_timeout(Duration::from_millis(200)) {
             self.seen.extend(chunk);
         }
+        assert!(ended, "no end; on the terminal:\n{}", self.screen());
         let status = self.child.wait().expect("the child is ours");
         status.code().unwrap_or(-1)
     }

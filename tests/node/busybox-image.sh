@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Makes the container image of the tests: Debian's static busybox, nothing else.
+# Makes the container images of the tests: Debian's static busybox, nothing else.
 #
 #   busybox-image.sh BUSYBOX OUT.tar
 #
-# A docker archive named localhost/busybox:latest, the same bytes every time.
+# A docker archive, the same bytes every time. localhost/busybox:latest runs a shell,
+# localhost/pause:latest nothing, as the first container of a pod does.
 set -euo pipefail
 
 busybox=$1
@@ -34,12 +35,17 @@ EOF
 reproducible=(--sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner --format=gnu)
 tar "${reproducible[@]}" -C "$root" -cf "$work/layer.tar" .
 diff_id=$(sha256sum "$work/layer.tar" | cut -d' ' -f1)
-cat >"$work/config.json" <<EOF
+config() {
+    cat <<EOF
 {"architecture":"amd64","os":"linux","created":"1970-01-01T00:00:00Z",
-"config":{"Env":["PATH=/bin"],"Cmd":["/bin/sh"],"WorkingDir":"/"},
+"config":{"Env":["PATH=/bin"],"Cmd":[$1],"WorkingDir":"/"},
 "rootfs":{"type":"layers","diff_ids":["sha256:$diff_id"]}}
 EOF
+}
+config '"/bin/sh"' >"$work/config.json"
+config '"sleep","infinity"' >"$work/pause.json"
 cat >"$work/manifest.json" <<'EOF'
-[{"Config":"config.json","RepoTags":["localhost/busybox:latest"],"Layers":["layer.tar"]}]
+[{"Config":"config.json","RepoTags":["localhost/busybox:latest"],"Layers":["layer.tar"]},
+{"Config":"pause.json","RepoTags":["localhost/pause:latest"],"Layers":["layer.tar"]}]
 EOF
-tar "${reproducible[@]}" -C "$work" -cf "$out" manifest.json config.json layer.tar
+tar "${reproducible[@]}" -C "$work" -cf "$out" manifest.json config.json pause.json layer.tar

@@ -4,7 +4,7 @@
 #   image.sh [SUITE]     prints the folder that holds the node of that Debian suite
 #                        (trixie): root.img vmlinuz initrd config busybox qemu/
 #
-# The folder is in the cache under the suite and a hash of this script and the package
+# The folder is in the cache under the suite and a hash of the scripts and the package
 # list, so it is built once (about two minutes) and shared by every checkout. Nothing
 # is mounted and the host's apt sources stay as they are.
 set -euo pipefail
@@ -12,7 +12,7 @@ PATH=$PATH:/usr/sbin:/sbin
 here=$(cd "$(dirname "$0")" && pwd)
 
 suite=${1:-trixie}
-key=$(cat "$here/image.sh" "$here/packages" | sha256sum | cut -c1-16)
+key=$(cat "$here/image.sh" "$here/mend-qemu.sh" "$here/packages" | sha256sum | cut -c1-16)
 cache=${HUSK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/husk}
 image=$cache/node-$suite-$key
 if [ -e "$image/root.img" ]; then
@@ -22,7 +22,7 @@ fi
 
 say() { echo "node image: $*" >&2; }
 
-"$here/host-packages.sh" debootstrap:debootstrap mkfs.ext4:e2fsprogs
+"$here/host-packages.sh" debootstrap:debootstrap mkfs.ext4:e2fsprogs objdump:binutils
 
 # The mirror is the one this host already trusts for Debian's main archive.
 mirror=$(apt-get indextargets --format '$(SITE) $(COMPONENT)' 'Created-By: Packages' |
@@ -59,13 +59,14 @@ cp "$tree"/boot/initrd.img-* "$work/initrd"
 cp "$tree"/boot/config-* "$work/config"
 cp "$tree/usr/bin/busybox" "$work/busybox"
 
-# The node's own QEMU, to run on hosts whose QEMU is too old: the program, what it
-# links to (through its own loader) and its firmware.
+# The QEMU that runs the nodes: the program, what it links to (through its own loader)
+# and its firmware.
 mkdir -p "$work/qemu/lib"
 loader=$tree/lib64/ld-linux-x86-64.so.2
 cp -L "$loader" "$tree/usr/bin/qemu-system-x86_64" "$work/qemu/"
 "$loader" --library-path "$tree/usr/lib/x86_64-linux-gnu" --list "$work/qemu/qemu-system-x86_64" |
     awk -v tree="$tree" 'index($3, tree) == 1 { print $3 }' | xargs cp -L -t "$work/qemu/lib"
+"$here/mend-qemu.sh" "$work/qemu/qemu-system-x86_64"
 cp -rL "$tree/usr/share/seabios" "$work/qemu/firmware"
 cp -L "$tree"/usr/share/qemu/{kvmvapic.bin,linuxboot_dma.bin,efi-virtio.rom} "$work/qemu/firmware/"
 

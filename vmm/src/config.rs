@@ -5,8 +5,10 @@
 //! a [`Source`]: the shim passes descriptors, because the jailed VMM reaches no
 //! path outside its jail; by hand it is a path, opened before anything else.
 
+use std::fmt;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -23,14 +25,23 @@ pub const MAX_CMDLINE_LEN: usize = 1024;
 /// Length of a virtio-fs tag on the wire (virtio 1.2, 5.11.4), in bytes.
 pub const MAX_TAG_LEN: usize = 36;
 
+/// Smallest and largest MTU of a network device (virtio 1.2, 5.1.4.1).
+pub const MTU: std::ops::RangeInclusive<u16> = 68..=u16::MAX;
+
 /// The whole machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VmConfig {
-    /// Number of vCPUs, all started at boot. 1 to [`MAX_VCPUS`].
+    /// Number of vCPUs started at boot. 1 to [`MAX_VCPUS`].
     pub vcpus: u32,
-    /// Guest RAM in MiB, [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
+    /// Most vCPUs there may be later, the same number if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_vcpus: Option<u32>,
+    /// Guest RAM at boot in MiB, [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
     pub memory_mib: u32,
+    /// Most RAM there may be later in MiB, the same number if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_memory_mib: Option<u32>,
     /// What to boot.
     pub kernel: KernelConfig,
     /// The KVM device; by hand it may be left out for `/dev/kvm`.
@@ -45,6 +56,9 @@ pub struct VmConfig {
     /// The virtio-fs device, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<ShareConfig>,
+    /// The network devices, in the order in which the guest finds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub net: Vec<NetConfig>,
 }
 
 /// The kernel, what it unpacks and what it is told.
@@ -64,8 +78,14 @@ pub struct KernelConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Source {
-    /// An inherited descriptor; the only form a jailed VMM accepts.
+    /// An inherited descriptor.
     Fd(RawFd),
+    /// A descriptor that came with the document, over a socket: what was opened only after
+    /// the VMM had been started. A jailed VMM accepts this form and the one above.
+    Received {
+        /// Its place among those that came.
+        received: usize,
+    },
     /// A path, for use by hand.
     Path(PathBuf),
 }
@@ -129,6 +149,67 @@ pub enum CachePolicy {
     Revalidate,
 }
 
+/// A network device and the tap behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// A tap opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR: a descriptor, or by hand the
+    /// name of a tap, which is made when there is none.
+    pub tap: Source,
+    /// The guest's address on the link.
+    pub mac: MacAddress,
+    /// The largest packet of the link, link-layer header not counted; within [`MTU`].
+    pub mtu: u16,
+}
+
+/// A link-layer address, written `02:00:00:00:00:01`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress(pub [u8; 6]);
+
+/// The text is no [`MacAddress`].
+#[derive(Debug, Error)]
+#[error("{0:?} is not a MAC address such as 02:00:00:00:00:01")]
+pub struct NotAMacAddress(String);
+
+impl FromStr for MacAddress {
+    type Err = NotAMacAddress;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let byte = |hex: &str| {
+            let digits = hex.len() == 2 && hex.bytes().all(|digit| digit.is_ascii_hexdigit());
+            u8::from_str_radix(hex, 16).ok().filter(|_| digits)
+        };
+        text.split(':')
+            .map(byte)
+            .collect::<Option<Vec<u8>>>()
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| NotAMacAddress(text.to_owned()))
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = NotAMacAddress;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(address: MacAddress) -> Self {
+        address.to_string()
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
 /// Why a [`VmConfig`] is refused.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -159,6 +240,16 @@ impl VmConfig {
         Ok(config)
     }
 
+    /// Most vCPUs there may be.
+    pub fn possible_vcpus(&self) -> u32 {
+        self.max_vcpus.unwrap_or(self.vcpus)
+    }
+
+    /// Most RAM there may be, in MiB.
+    pub fn possible_memory_mib(&self) -> u32 {
+        self.max_memory_mib.unwrap_or(self.memory_mib)
+    }
+
     /// Checks every range; says nothing about whether files exist.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check(
@@ -172,6 +263,18 @@ impl VmConfig {
             "memory_mib",
             self.memory_mib,
             || format!("{MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}"),
+        )?;
+        check(
+            (self.vcpus..=MAX_VCPUS).contains(&self.possible_vcpus()),
+            "max_vcpus",
+            self.possible_vcpus(),
+            || format!("`vcpus` to {MAX_VCPUS}"),
+        )?;
+        check(
+            (self.memory_mib..=MAX_MEMORY_MIB).contains(&self.possible_memory_mib()),
+            "max_memory_mib",
+            self.possible_memory_mib(),
+            || format!("`memory_mib` to {MAX_MEMORY_MIB}"),
         )?;
         let cmdline = &self.kernel.cmdline;
         check(
@@ -191,7 +294,22 @@ impl VmConfig {
         if let Some(share) = &self.share {
             share.validate()?;
         }
-        Ok(())
+        self.net.iter().try_for_each(NetConfig::validate)
+    }
+}
+
+impl NetConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        check(MTU.contains(&self.mtu), "net.mtu", self.mtu, || {
+            format!("{} to {}", MTU.start(), MTU.end())
+        })?;
+        // The lowest bit of the first byte marks a group's address.
+        check(
+            self.mac.0[0] & 1 == 0 && self.mac.0 != [0; 6],
+            "net.mac",
+            self.mac,
+            || "the address of one station".into(),
+        )
     }
 }
 
@@ -281,6 +399,34 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_may_grow_but_not_shrink() {
+        let mut value = minimal();
+        let config = parse(&value).unwrap();
+        assert_eq!(
+            (config.possible_vcpus(), config.possible_memory_mib()),
+            (1, 64)
+        );
+        value["max_vcpus"] = 254.into();
+        value["max_memory_mib"] = 4096.into();
+        let config = parse(&value).unwrap();
+        assert_eq!(
+            (config.possible_vcpus(), config.possible_memory_mib()),
+            (254, 4096)
+        );
+        for (key, bad) in [
+            ("max_vcpus", 0),
+            ("max_vcpus", 255),
+            ("max_memory_mib", 63),
+            ("max_memory_mib", 2 << 20),
+        ] {
+            let mut value = minimal();
+            value[key] = bad.into();
+            let error = parse(&value).unwrap_err().to_string();
+            assert!(error.contains(key), "{error}");
+        }
+    }
+
+    #[test]
     fn wrong_type_is_refused() {
         let mut value = minimal();
         value["memory_mib"] = "64".into();
@@ -298,6 +444,34 @@ mod tests {
         }
     }
 
+    fn with_net(mac: &str, mtu: u32) -> Result<VmConfig, ConfigError> {
+        let mut value = minimal();
+        value["net"] = serde_json::json!([{ "tap": 9, "mac": mac, "mtu": mtu }]);
+        parse(&value)
+    }
+
+    #[test]
+    fn network_devices_are_checked() {
+        for mtu in [68, 1500, 9000, 65535] {
+            let config = with_net("02:Fe:00:00:00:0a", mtu).unwrap();
+            assert_eq!(config.net[0].mac.to_string(), "02:fe:00:00:00:0a");
+        }
+        for (mac, mtu, word) in [
+            ("02:00:00:00:00:01", 67, "`net.mtu` is 67"),
+            ("02:00:00:00:00:01", 65536, "65536"),
+            ("01:00:5e:00:00:01", 1500, "`net.mac` is 01:00:5e:00:00:01"),
+            ("00:00:00:00:00:00", 1500, "one station"),
+            ("02:00:00:00:00", 1500, "not a MAC address"),
+            ("02:00:00:00:00:01:02", 1500, "not a MAC address"),
+            ("2:0:0:0:0:1", 1500, "not a MAC address"),
+            ("+2:00:00:00:00:01", 1500, "not a MAC address"),
+            ("", 1500, "not a MAC address"),
+        ] {
+            let error = with_net(mac, mtu).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
     #[test]
     fn a_config_survives_the_trip_through_json() {
         let mut value = minimal();
@@ -306,6 +480,10 @@ mod tests {
             "exports": [{ "path": "c1/rootfs", "cache": "always" }],
         });
         value["vsock"] = serde_json::json!({ "cid": 3, "listener": 7, "guest_connect": "/vsock" });
+        value["net"] = serde_json::json!([
+            { "tap": 8, "mac": "02:00:00:00:00:01", "mtu": 1500 },
+            { "tap": "tap1", "mac": "02:00:00:00:00:02", "mtu": 9000 },
+        ]);
         let config = parse(&value).unwrap();
         let again = serde_json::to_vec(&config).unwrap();
         assert_eq!(VmConfig::from_json(&again).unwrap(), config);

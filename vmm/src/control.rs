@@ -27,6 +27,27 @@ pub enum Request {
         /// The path given to `AddShare`.
         path: std::path::PathBuf,
     },
+    /// Have at least so many vCPUs; answered when the guest can start them.
+    GrowVcpus {
+        /// The number, those of the boot included.
+        count: u32,
+    },
+    /// Plug or unplug memory until there is this much; answered when the guest has done so
+    /// or gets no nearer.
+    ResizeMemory {
+        /// MiB, those of the boot included.
+        mib: u32,
+    },
+    /// Start a thread that stands for a container; answered with its id.
+    AddThread {
+        /// The container.
+        container: String,
+    },
+    /// End the thread that stands for a container; no error if there is none.
+    RemoveThread {
+        /// The container.
+        container: String,
+    },
 }
 
 /// The answer to a request.
@@ -35,6 +56,12 @@ pub enum Request {
 pub enum Response {
     /// Done.
     Ok,
+    /// Done; the thread's id in the VMM's pid namespace.
+    Thread(i32),
+    /// So many vCPUs there are now.
+    Vcpus(u32),
+    /// So many MiB of memory there are now.
+    MemoryMib(u32),
     /// Not done, nothing changed; the text names the object and the reason.
     Error(String),
 }

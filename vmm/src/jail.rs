@@ -43,8 +43,10 @@ pub const KEPT: [Cap; 8] = [
     Cap::SETFCAP,
 ];
 
-/// Each inode the guest knows is an open descriptor here.
+/// Most descriptors of a VMM: each inode the guest knows is one.
 const MAX_OPEN_FILES: u64 = 1 << 20;
+/// What every VMM may have, and its own use with it.
+const MIN_OPEN_FILES: u64 = 20_000;
 
 /// Marks the numbers of the x32 system calls, by which a kernel that has them is entered too.
 const X32_SYSCALL_BIT: libc::c_long = 0x4000_0000;
@@ -127,7 +129,7 @@ fn seal<F: FnOnce(Errno) -> JailError>(
     mount(none, "/", none, sealed, none).map_err(failed("making the root read-only"))
 }
 
-/// As far as the hard limit goes, or beyond where that is allowed.
+/// As far as the hard limit goes, or beyond while the capability for it is held.
 fn raise_open_files() {
     let limit = Resource::RLIMIT_NOFILE;
     if setrlimit(limit, MAX_OPEN_FILES, MAX_OPEN_FILES).is_ok() {
@@ -136,6 +138,34 @@ fn raise_open_files() {
     let raised = getrlimit(limit).and_then(|(_, hard)| setrlimit(limit, hard, hard));
     if let Err(error) = raised {
         log::warn!("cannot raise the limit of open files: {error}");
+    }
+}
+
+/// Leaves the process the open files that a guest of `memory_mib` MiB has use for: it spends
+/// about a KiB on each inode it knows, and the host as much, on account of the cgroup it is in.
+/// It may have those of `possible_mib` MiB when it has grown.
+pub fn limit_open_files(memory_mib: u32, possible_mib: u32) {
+    set_open_files(open_files(memory_mib), open_files(possible_mib));
+}
+
+/// Leaves the process the open files for a guest that has grown.
+pub fn raise_open_files_for(memory_mib: u32) {
+    set_open_files(open_files(memory_mib), u64::MAX);
+}
+
+fn open_files(memory_mib: u32) -> u64 {
+    (u64::from(memory_mib) * 1024).clamp(MIN_OPEN_FILES, MAX_OPEN_FILES)
+}
+
+/// Both no higher than the hard limit is already.
+fn set_open_files(soft: u64, hard: u64) {
+    let limit = Resource::RLIMIT_NOFILE;
+    let set = getrlimit(limit).and_then(|(_, most)| {
+        let hard = hard.min(most);
+        setrlimit(limit, soft.min(hard), hard)
+    });
+    if let Err(error) = set {
+        log::warn!("cannot change the limit of open files: {error}");
     }
 }
 

@@ -11,7 +11,7 @@
 //! | [`vm`] | the build recipe, running, the end |
 //! | [`memory`], [`irq`], [`arch`] | RAM, interrupt lines, what the guest finds at its start |
 //! | [`vcpu`], [`bus`], [`devices`] | processors, and what their accesses reach |
-//! | [`event_loop`], [`control`], [`control_thread`] | what happens beside them |
+//! | [`event_loop`], [`control`], [`control_thread`], [`growth`] | what happens beside them |
 //! | [`eventfd`], [`exit_latch`], [`exit`], [`log`] | how it ends, and what is told of it |
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
@@ -28,11 +28,13 @@ pub mod event_loop;
 pub mod eventfd;
 pub mod exit;
 pub mod exit_latch;
+pub mod growth;
 pub mod irq;
 pub mod jail;
 pub mod log;
 pub mod memory;
 pub mod opener;
+pub mod stand_in;
 pub mod vcpu;
 pub mod vm;
 

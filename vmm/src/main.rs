@@ -12,7 +12,7 @@ use husk_vmm::config::{ConfigError, VmConfig};
 use husk_vmm::exit::Exit;
 use husk_vmm::jail::{self, JailError};
 use husk_vmm::log::chain;
-use husk_vmm::opener::{self, Descriptors, OpenError, Paths, Resources};
+use husk_vmm::opener::{Descriptors, OpenError, Paths, Resources};
 use husk_vmm::vm::{BuildError, RunError, Vm};
 use thiserror::Error;
 
@@ -59,8 +59,9 @@ fn run_jailed(jail: &Path, config: RawFd, control: RawFd, log: RawFd) -> Result<
 
     jail::enter(jail)?;
 
-    let json = opener::read_all(config).map_err(Error::ConfigFd)?;
+    let json = descriptors.read_document(config).map_err(Error::ConfigFd)?;
     let config = VmConfig::from_json(&json)?;
+    jail::limit_open_files(config.memory_mib, config.possible_memory_mib());
     let resources = Resources::open(&config, Paths::Refuse, &mut descriptors)?;
     let vm = Vm::build(&config, resources)?;
     // The file system's thread exists and keeps what it has; nobody else needs any.
@@ -118,8 +119,8 @@ impl Error {
             | Self::ConfigFd(_)
             | Self::Config(_)
             | Self::Open(_)
-            // Neither is the host's fault: the kernel or the size asked for does not do.
-            | Self::Build(BuildError::Boot(_) | BuildError::NotKvm(_)) => Exit::Config,
+            // None is the host's fault: the kernel, the size or a file asked for does not do.
+            | Self::Build(BuildError::Boot(_) | BuildError::NotKvm(_) | BuildError::Tap { .. }) => Exit::Config,
             Self::Jail(_) | Self::Build(_) | Self::Run(_) | Self::Descriptor(_) => Exit::Internal,
         }
     }

@@ -6,20 +6,64 @@
 //!
 //! All access goes through `vm-memory`, which checks every address and length against
 //! the regions; no Rust reference to guest memory is ever formed.
+//!
+//! Above the RAM there may be room for memory that is plugged later ([`Hotplug`]). It is
+//! mapped from the start, which costs address space only, and neither the guest nor a
+//! device on its behalf gets at more of it than has been opened.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
 use vm_memory::{
-    Address, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestUsize,
+    Address, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    VolatileSlice,
 };
 
 use crate::arch::layout;
 
 /// The guest's RAM, shared by everything that reads or writes it.
-pub type GuestMemory = Arc<GuestMemoryMmap>;
+pub type GuestMemory = Arc<Ram>;
+
+/// Size of a page, the guest's and the host's, in bytes.
+const PAGE_SIZE: u64 = 4096;
+
+/// All regions, up to an end that moves when memory is plugged.
+#[derive(Debug)]
+pub struct Ram {
+    regions: GuestMemoryMmap,
+    end: AtomicU64,
+}
+
+impl From<GuestMemoryMmap> for Ram {
+    fn from(regions: GuestMemoryMmap) -> Self {
+        Self {
+            regions,
+            end: AtomicU64::new(u64::MAX),
+        }
+    }
+}
+
+impl vm_memory::GuestMemory for Ram {
+    type R = GuestRegionMmap;
+
+    fn find_region(&self, address: GuestAddress) -> Option<&GuestRegionMmap> {
+        let opened = address.0 < self.end.load(Ordering::Acquire);
+        self.regions.find_region(address).filter(|_| opened)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &GuestRegionMmap> {
+        self.regions.iter()
+    }
+
+    fn check_range(&self, base: GuestAddress, len: usize) -> bool {
+        let end = base.checked_add(len as u64);
+        end.is_some_and(|end| end.0 <= self.end.load(Ordering::Acquire))
+            && self.regions.check_range(base, len)
+    }
+}
 
 /// Below this size transparent huge pages are refused, in MiB: one 2 MiB fault in each
 /// of the kernel's scattered working areas would by itself fill a small machine.
@@ -36,6 +80,12 @@ pub enum MemoryError {
         /// What `mmap` said.
         #[source]
         source: vm_memory::mmap::FromRangesError,
+    },
+    /// The host refused room for more.
+    #[error("cannot reserve addresses for {size:#x} bytes of memory to be plugged later")]
+    Reserve {
+        /// Bytes asked for.
+        size: u64,
     },
     /// KVM refused a memory slot.
     #[error("KVM refused guest RAM at {base:#x}, {size:#x} bytes")]
@@ -70,47 +120,170 @@ pub fn allocate(mib: u32) -> Result<GuestMemory, MemoryError> {
     if mib < HUGE_PAGES_FROM_MIB {
         refuse_huge_pages(&memory);
     }
-    Ok(Arc::new(memory))
+    Ok(Arc::new(memory.into()))
 }
 
 /// Gives every RAM range to KVM, one slot each.
-#[expect(
-    unsafe_code,
-    reason = "KVM_SET_USER_MEMORY_REGION takes a host address"
-)]
 pub fn register(vm: &VmFd, memory: &GuestMemory) -> Result<(), MemoryError> {
-    for (slot, region) in (0u32..).zip(memory.iter()) {
-        let base = region.start_addr().raw_value();
-        let size: GuestUsize = region.len();
-        let slot = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: base,
-            memory_size: size,
-            userspace_addr: region.as_ptr() as u64,
-        };
-        // SAFETY: address and length are those of a live mapping owned by `memory`. The
-        // caller (`Vm`) keeps `memory` until the last vCPU has stopped.
-        unsafe { vm.set_user_memory_region(slot) }.map_err(|errno| MemoryError::Slot {
-            base,
-            size,
-            source: errno,
-        })?;
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let start = region.start_addr();
+        set_slot(vm, slot, start, &slice(memory, start, region.len())?)?;
     }
     Ok(())
 }
 
+/// Gives the guest `memory` at `base`. The caller (`Vm`) keeps the mapping until the last
+/// vCPU has stopped.
+#[expect(
+    unsafe_code,
+    reason = "KVM_SET_USER_MEMORY_REGION takes a host address"
+)]
+fn set_slot(
+    vm: &VmFd,
+    slot: u32,
+    base: GuestAddress,
+    memory: &VolatileSlice,
+) -> Result<(), MemoryError> {
+    let size = memory.len() as u64;
+    let region = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: base.0,
+        memory_size: size,
+        userspace_addr: memory.ptr_guard_mut().as_ptr() as u64,
+    };
+    // SAFETY: address and length are those of a part of a live mapping, which outlives the
+    // vCPUs (see above).
+    unsafe { vm.set_user_memory_region(region) }.map_err(|source| MemoryError::Slot {
+        base: base.0,
+        size,
+        source,
+    })
+}
+
+/// The one piece of host memory behind `len` bytes at `base`.
+fn slice(memory: &Ram, base: GuestAddress, len: u64) -> Result<VolatileSlice<'_>, MemoryError> {
+    let reserve = MemoryError::Reserve { size: len };
+    match usize::try_from(len) {
+        Ok(len) => memory.regions.get_slice(base, len).map_err(|_| reserve),
+        Err(_) => Err(reserve),
+    }
+}
+
+/// Gives the host back what holds the whole pages within `len` bytes at `base`; the guest
+/// reads zeroes there. `false` if that is not all RAM.
+pub fn discard(memory: &Ram, base: GuestAddress, len: u64) -> bool {
+    let Some(end) = base.checked_add(len) else {
+        return false;
+    };
+    let first = base.0.next_multiple_of(PAGE_SIZE);
+    let last = end.0 & !(PAGE_SIZE - 1);
+    let pages = last.saturating_sub(first) as usize;
+    if !memory.check_range(GuestAddress(first), pages) {
+        return false;
+    }
+    for slice in memory.get_slices(GuestAddress(first), pages).flatten() {
+        advise(&slice, libc::MADV_DONTNEED);
+    }
+    true
+}
+
+/// madvise(2) on guest RAM.
 #[expect(unsafe_code, reason = "madvise takes a host address")]
+fn advise(memory: &VolatileSlice, advice: libc::c_int) {
+    let start = memory.ptr_guard_mut();
+    // SAFETY: the range is part of a live mapping of ours, private and anonymous. The
+    // advices used leave it mapped as it is, at most with zeroes for contents, and no Rust
+    // reference to it exists.
+    let status = unsafe { libc::madvise(start.as_ptr().cast(), memory.len(), advice) };
+    if status != 0 {
+        // MADV_NOHUGEPAGE: EINVAL on a host kernel without huge pages, which is what was
+        // asked for. MADV_DONTNEED: the memory stays, and that is all.
+        log::debug!("madvise({advice}) on guest RAM failed; going on");
+    }
+}
+
 fn refuse_huge_pages(memory: &GuestMemoryMmap) {
     for region in memory.iter() {
-        // SAFETY: the range is exactly one live mapping of ours; MADV_NOHUGEPAGE changes
-        // neither its contents nor its protection.
-        let status =
-            unsafe { libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_NOHUGEPAGE) };
-        if status != 0 {
-            // EINVAL: a host kernel without huge pages, which is what was asked for.
-            log::debug!("madvise(MADV_NOHUGEPAGE) on guest RAM failed; going on");
+        let slices = memory.get_slices(region.start_addr(), region.size());
+        slices
+            .flatten()
+            .for_each(|slice| advise(&slice, libc::MADV_NOHUGEPAGE));
+    }
+}
+
+/// The part of the address space above RAM where memory is plugged, opened from its start
+/// as far as it was ever needed.
+pub struct Hotplug {
+    vm: Arc<VmFd>,
+    memory: GuestMemory,
+    base: u64,
+    size: u64,
+    opened: u64,
+    slots: u32,
+}
+
+impl Hotplug {
+    /// Adds room for `size` bytes, a multiple of `align`, to the guest's `ram`.
+    pub fn reserve(
+        vm: Arc<VmFd>,
+        ram: &GuestMemory,
+        size: u64,
+        align: u64,
+    ) -> Result<Self, MemoryError> {
+        let refused = MemoryError::Reserve { size };
+        let after = ram.last_addr().0.max(layout::MMIO_HOLE_END - 1) + 1;
+        let base = after.next_multiple_of(align);
+        let region = usize::try_from(size)
+            .ok()
+            .and_then(|size| GuestRegionMmap::from_range(GuestAddress(base), size, None).ok())
+            .and_then(|region| ram.regions.insert_region(Arc::new(region)).ok());
+        let regions = region.ok_or(refused)?;
+        Ok(Self {
+            vm,
+            slots: ram.num_regions() as u32,
+            memory: Arc::new(Ram {
+                regions,
+                end: AtomicU64::new(base),
+            }),
+            base,
+            size,
+            opened: 0,
+        })
+    }
+
+    /// The RAM and what is opened of this, for devices.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// First guest physical address.
+    pub fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// Length in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Opens the first `bytes`, if they are not open yet, by one more slot of KVM's: a slot
+    /// in use cannot grow.
+    pub fn open(&mut self, bytes: u64) -> Result<(), MemoryError> {
+        let bytes = bytes.min(self.size);
+        let Some(more) = bytes.checked_sub(self.opened).filter(|more| *more > 0) else {
+            return Ok(());
+        };
+        let start = GuestAddress(self.base + self.opened);
+        let part = slice(&self.memory, start, more)?;
+        if bytes < u64::from(HUGE_PAGES_FROM_MIB) << 20 {
+            advise(&part, libc::MADV_NOHUGEPAGE);
         }
+        set_slot(&self.vm, self.slots, start, &part)?;
+        self.slots += 1;
+        self.opened = bytes;
+        self.memory.end.store(self.base + bytes, Ordering::Release);
+        Ok(())
     }
 }
 
@@ -143,5 +316,37 @@ mod tests {
         assert!(memory.write_obj(1u16, GuestAddress((3 << 30) - 1)).is_err());
         assert!(memory.write_obj(1u8, GuestAddress(0xd000_0000)).is_err());
         assert!(memory.write_obj(1u8, GuestAddress(1 << 32)).is_ok());
+    }
+    #[test]
+    fn discarded_pages_are_zero_and_nothing_beyond_ram_is_touched() {
+        use vm_memory::Bytes;
+        let memory = allocate(64).unwrap();
+        for page in 0..3 {
+            memory.write_obj(7u8, GuestAddress(page * 4096)).unwrap();
+        }
+        assert!(discard(&memory, GuestAddress(100), 2 * 4096));
+        let read = |page: u64| memory.read_obj::<u8>(GuestAddress(page * 4096)).unwrap();
+        assert_eq!([read(0), read(1), read(2)], [7, 0, 7]);
+        assert!(discard(&memory, GuestAddress(0), 0));
+        assert!(!discard(&memory, GuestAddress(63 << 20), 2 << 20));
+        assert!(!discard(&memory, GuestAddress(u64::MAX - 4095), 4096));
+        assert!(!discard(&memory, GuestAddress(0), u64::MAX));
+    }
+
+    #[test]
+    fn only_what_is_opened_of_the_room_above_ram_can_be_reached() {
+        use vm_memory::Bytes;
+        let regions = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 4 << 20)];
+        let ram = Ram {
+            regions: GuestMemoryMmap::from_ranges(&regions).unwrap(),
+            end: AtomicU64::new((1 << 32) + (2 << 20)),
+        };
+        let high = |offset: u64| GuestAddress((1 << 32) + offset);
+        assert!(ram.check_range(high(0), 2 << 20));
+        assert!(!ram.check_range(high(0), (2 << 20) + 1));
+        assert!(ram.write_obj(1u8, high((2 << 20) - 1)).is_ok());
+        assert!(ram.write_obj(1u8, high(2 << 20)).is_err());
+        ram.end.store((1 << 32) + (4 << 20), Ordering::Release);
+        assert!(ram.write_obj(1u8, high(2 << 20)).is_ok());
     }
 }

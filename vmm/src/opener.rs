@@ -7,16 +7,20 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::io::IoSliceMut;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use kvm_ioctls::Kvm;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use thiserror::Error;
 
 use crate::config::{Source, VmConfig};
+use crate::devices::virtio::net::tap;
 
 /// Why a file of the configuration cannot be used.
 #[derive(Debug, Error)]
@@ -40,6 +44,14 @@ pub enum OpenError {
         /// The number given.
         fd: RawFd,
     },
+    /// Fewer descriptors came with the document.
+    #[error("{what} is the received descriptor {place}, which did not come or is named twice")]
+    Received {
+        /// Which file of the configuration.
+        what: &'static str,
+        /// The place given.
+        place: usize,
+    },
     /// A path, in the jail.
     #[error("{what} is the path {}, but a jailed VMM takes inherited descriptors only", path.display())]
     PathInJail {
@@ -50,6 +62,9 @@ pub enum OpenError {
     },
 }
 
+/// Most descriptors that may come with a document (`SCM_MAX_FD`, unix(7)).
+const MAX_RECEIVED: usize = 253;
+
 /// Whether paths mean anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Paths {
@@ -59,10 +74,11 @@ pub enum Paths {
     Refuse,
 }
 
-/// Takes inherited descriptors into possession, each once.
+/// Takes inherited and received descriptors into possession, each once.
 #[derive(Debug, Default)]
 pub struct Descriptors {
     taken: HashSet<RawFd>,
+    received: Vec<Option<OwnedFd>>,
 }
 
 impl Descriptors {
@@ -88,6 +104,51 @@ impl Descriptors {
         // `taken` makes sure that it gets one owner.
         Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
+
+    fn take_received(&mut self, place: usize, what: &'static str) -> Result<OwnedFd, OpenError> {
+        let fd = self.received.get_mut(place).and_then(Option::take);
+        fd.ok_or(OpenError::Received { what, place })
+    }
+
+    /// Reads a document to its end. If it comes over a socket, descriptors may come with it.
+    pub fn read_document(&mut self, fd: OwnedFd) -> io::Result<Vec<u8>> {
+        use std::io::Read;
+        let mut document = Vec::new();
+        self.receive(&fd, &mut document)?;
+        File::from(fd).read_to_end(&mut document)?;
+        Ok(document)
+    }
+
+    /// Reads the first piece of a document, with which the descriptors come.
+    #[expect(
+        unsafe_code,
+        reason = "a descriptor number becomes an owned descriptor"
+    )]
+    fn receive(&mut self, socket: &OwnedFd, document: &mut Vec<u8>) -> io::Result<()> {
+        let mut piece = [0; 4096];
+        let mut space = nix::cmsg_space!([RawFd; MAX_RECEIVED]);
+        let mut buffers = [IoSliceMut::new(&mut piece)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let socket = socket.as_raw_fd();
+        let message = recvmsg::<UnixAddr>(socket, &mut buffers, Some(&mut space), flags);
+        let message = match message {
+            // A pipe: nothing comes with its bytes.
+            Err(Errno::ENOTSOCK) => return Ok(()),
+            message => message?,
+        };
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(fds) = control {
+                for fd in fds {
+                    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
+                    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+                    self.received.push(Some(fd));
+                }
+            }
+        }
+        let length = message.bytes;
+        document.extend_from_slice(&piece[..length]);
+        Ok(())
+    }
 }
 
 /// Everything a machine needs from the host, open.
@@ -100,6 +161,8 @@ pub struct Resources {
     pub initramfs: Option<File>,
     /// Where the host connects to the guest's vsock ports.
     pub vsock_listener: Option<UnixListener>,
+    /// One tap for each network device.
+    pub taps: Vec<OwnedFd>,
 }
 
 impl Resources {
@@ -121,6 +184,9 @@ impl Resources {
             vsock_listener: vsock
                 .map(|vsock| opener.listener(&vsock.listener))
                 .transpose()?,
+            taps: (config.net.iter())
+                .map(|net| opener.take(&net.tap, "the tap", tap::open, |fd| fd))
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -141,6 +207,9 @@ impl Opener<'_> {
     ) -> Result<T, OpenError> {
         match (source, self.paths) {
             (Source::Fd(fd), _) => self.descriptors.take(*fd, what).map(from),
+            (Source::Received { received }, _) => {
+                self.descriptors.take_received(*received, what).map(from)
+            }
             (Source::Path(path), Paths::Open) => open(path).map_err(|source| OpenError::Path {
                 what,
                 path: path.clone(),
@@ -183,14 +252,6 @@ impl Opener<'_> {
         };
         self.take(source, "KVM", open, from)
     }
-}
-
-/// Reads a descriptor to its end.
-pub fn read_all(fd: OwnedFd) -> io::Result<Vec<u8>> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    File::from(fd).read_to_end(&mut bytes)?;
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -237,6 +298,47 @@ mod tests {
     fn a_missing_file_is_named() {
         let error = take(&Source::Path("/none/vmlinux".into()), Paths::Open).unwrap_err();
         assert_eq!(error.to_string(), "cannot open the kernel /none/vmlinux");
+    }
+
+    #[test]
+    fn descriptors_come_with_a_document_and_are_taken_once() {
+        use nix::sys::socket::{ControlMessage, sendmsg};
+        use std::io::{IoSlice, Write};
+        use std::os::unix::net::UnixStream;
+
+        let (mut theirs, ours) = UnixStream::pair().unwrap();
+        let file = File::open("/dev/null").unwrap();
+        let fds = [file.as_raw_fd()];
+        let rights = [ControlMessage::ScmRights(&fds)];
+        let first = [IoSlice::new(b"first, ")];
+        let socket = theirs.as_raw_fd();
+        sendmsg::<UnixAddr>(socket, &first, &rights, MsgFlags::empty(), None).unwrap();
+        theirs.write_all(&[b'x'; 10_000]).unwrap();
+        drop(theirs);
+        let mut descriptors = Descriptors::default();
+        let document = descriptors.read_document(ours.into()).unwrap();
+        assert_eq!(document.len(), 10_007);
+        assert!(document.starts_with(b"first, x"));
+        let mut take = |received| {
+            let source = Source::Received { received };
+            let paths = Paths::Refuse;
+            let descriptors = &mut descriptors;
+            Opener { paths, descriptors }.file(&source, "the tap")
+        };
+        assert!(take(0).is_ok());
+        for place in [0, 1] {
+            let error = take(place).unwrap_err().to_string();
+            assert!(error.contains(&format!("the tap is the received descriptor {place}")));
+        }
+    }
+
+    #[test]
+    fn a_document_from_a_pipe_comes_alone() {
+        let (read, write) = nix::unistd::pipe().unwrap();
+        nix::unistd::write(&write, b"{}").unwrap();
+        drop(write);
+        let mut descriptors = Descriptors::default();
+        assert_eq!(descriptors.read_document(read).unwrap(), b"{}");
     }
 
     #[test]

@@ -14,23 +14,28 @@ use crate::arch::regs::{self, RegsError};
 use crate::arch::{cpuid, layout};
 use crate::bus::BusOverlap;
 use crate::config::{ConsoleConfig, VmConfig};
-use crate::control_thread::{self, ControlError};
+use crate::control_thread::{self, ControlError, Controls};
 use crate::devices::debug_port::{self, DebugPort};
 use crate::devices::i8042::{self, I8042};
 use crate::devices::serial::{self, ConsoleInput, ConsoleRing, RawTerminal, SerialConsole};
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::fs::{Fs, FsError, ShareControl};
+use crate::devices::virtio::mem::{Mem, MemControl, SECTION_SIZE};
 use crate::devices::virtio::mmio::MmioTransport;
+use crate::devices::virtio::net::Net;
+use crate::devices::virtio::net::tap::{Tap, TapError};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::event_loop::{EventLoop, LoopError};
 use crate::exit::Exit;
 use crate::exit_latch::ExitLatch;
+use crate::growth::Growth;
 use crate::irq::{self, GsiAllocator, IrqError};
 use crate::log::timeline;
-use crate::memory::{self, GuestMemory, MemoryError};
+use crate::memory::{self, GuestMemory, Hotplug, MemoryError};
 use crate::opener::Resources;
-use crate::vcpu::{self, Buses, VcpuError, VcpuThreads};
+use crate::vcpu::{self, Buses, VcpuError, VcpuMaker, VcpuThreads};
 
 /// The one version of the KVM API there is (KVM API, 4.1).
 const KVM_API_VERSION: i32 = 12;
@@ -74,6 +79,15 @@ pub enum BuildError {
     /// See [`FsError`].
     #[error("cannot build the virtio-fs device")]
     Fs(#[from] FsError),
+    /// See [`TapError`].
+    #[error("cannot build network device {index}")]
+    Tap {
+        /// Its place in the configuration.
+        index: usize,
+        /// What is wrong with its tap.
+        #[source]
+        source: TapError,
+    },
     /// See [`VcpuError`].
     #[error("cannot set up the vCPUs")]
     Vcpu(#[from] VcpuError),
@@ -108,13 +122,15 @@ pub enum RunError {
 /// KVM's refers to it any more.
 pub struct Vm {
     vcpus: Vec<VcpuFd>,
+    maker: VcpuMaker,
     buses: Arc<Buses>,
     event_loop: EventLoop,
     latch: ExitLatch,
     console: ConsoleRing,
     share: Option<ShareControl>,
+    plugged: Option<MemControl>,
+    boot_mib: u32,
     terminal: Option<RawTerminal>,
-    _vm: VmFd,
     _memory: GuestMemory,
 }
 
@@ -126,10 +142,12 @@ impl Vm {
         let mut event_loop = EventLoop::new()?;
         event_loop.add(Box::new(latch.clone()));
 
-        let vm = create_vm(&resources.kvm)?;
+        let vm = Arc::new(create_vm(&resources.kvm)?);
         timeline("vm_created");
-        let memory = memory::allocate(config.memory_mib)?;
-        memory::register(&vm, &memory)?;
+        let ram = memory::allocate(config.memory_mib)?;
+        memory::register(&vm, &ram)?;
+        let hotplug = reserve(config, &vm, &ram);
+        let memory = hotplug.as_ref().map_or(&ram, Hotplug::memory).clone();
         irq::create_controllers(&vm)?;
 
         let mut buses = Buses::default();
@@ -138,33 +156,42 @@ impl Vm {
         add_port_devices(&mut buses, &latch)?;
         let fs = config.share.as_ref().map(Fs::new).transpose()?;
         let share = fs.as_ref().map(Fs::control);
-        let devices = virtio_devices(config, &mut resources, fs, &event_loop);
+        let mem = hotplug.map(|hotplug| Mem::new(hotplug, event_loop.handle()));
+        let plugged = mem.as_ref().map(Mem::control);
+        let devices = virtio_devices(config, &mut resources, fs, mem, &event_loop)?;
         let slots = add_virtio(&vm, &mut buses, devices, &memory)?;
 
         let supported = cpuid::supported(&resources.kvm)
             .map_err(kvm_error("the list of processor features (CPUID)"))?;
-        let vcpus = vcpu::create(&vm, &supported, config.vcpus)?;
+        let possible = config.possible_vcpus();
+        let maker = VcpuMaker::new(vm, supported, possible);
+        let vcpus: Vec<_> = (0..config.vcpus)
+            .map(|id| maker.make(id))
+            .collect::<Result<_, _>>()?;
 
-        let cmdline = boot::cmdline(&config.kernel.cmdline, &slots)?;
+        let boot_cpus = (possible > config.vcpus).then_some(config.vcpus);
+        let cmdline = boot::cmdline(&config.kernel.cmdline, boot_cpus, &slots)?;
         let source = BootSource {
             kernel: &mut resources.kernel,
             initramfs: resources.initramfs.as_mut(),
             cmdline: &cmdline,
         };
-        let entry = boot::load(&memory, source)?;
-        regs::write_tables(&memory)?;
-        mptable::write(&memory, config.vcpus)?;
+        let entry = boot::load(&ram, source)?;
+        regs::write_tables(&ram)?;
+        mptable::write(&ram, possible)?;
         vcpu::set_entry(&vcpus, entry)?;
 
         Ok(Self {
             vcpus,
+            maker,
             buses: Arc::new(buses),
             event_loop,
             latch,
             console,
             share,
+            plugged,
+            boot_mib: config.memory_mib,
             terminal,
-            _vm: vm,
             _memory: memory,
         })
     }
@@ -174,13 +201,17 @@ impl Vm {
     ///
     /// `control` is the VMM's end of the control socket, if there is one.
     pub fn run(mut self, control: Option<std::os::fd::OwnedFd>) -> Result<Exit, RunError> {
-        if let Some(socket) = control {
-            let share = self.share.take();
-            control_thread::start(socket, share, self.latch.clone(), &mut self.event_loop)?;
-        }
         timeline("kernel_entered");
         let vcpus = std::mem::take(&mut self.vcpus);
-        let threads = VcpuThreads::start(vcpus, &self.buses, &self.latch)?;
+        let threads = VcpuThreads::start(vcpus, self.maker, &self.buses, &self.latch)?;
+        if let Some(socket) = control {
+            let growth = Growth::new(threads.clone(), self.boot_mib, self.plugged.take());
+            let controls = Controls {
+                share: self.share.take(),
+                growth: Some(growth),
+            };
+            control_thread::start(socket, controls, self.latch.clone(), &mut self.event_loop)?;
+        }
         let exit = loop {
             if let Some(exit) = self.latch.exit() {
                 break exit;
@@ -195,7 +226,7 @@ impl Vm {
         report(exit, &self.console);
         // Not the rest: a thread that waits for the host may still use it. The process
         // ends now anyway.
-        std::mem::forget((self.buses, self._vm, self._memory));
+        std::mem::forget((self.buses, threads, self._memory));
         Ok(exit)
     }
 }
@@ -250,14 +281,31 @@ fn add_port_devices(buses: &mut Buses, latch: &ExitLatch) -> Result<(), BusOverl
     ports.insert(debug_port::BASE, debug_port::SIZE, debug_port)
 }
 
+/// Room for the memory that may be plugged later. Without it the machine stays as large as
+/// it is, which is no reason not to start it.
+fn reserve(config: &VmConfig, vm: &Arc<VmFd>, ram: &GuestMemory) -> Option<Hotplug> {
+    let more = config.possible_memory_mib() - config.memory_mib;
+    let size = Mem::region_for(u64::from(more) << 20);
+    if size == 0 {
+        return None;
+    }
+    Hotplug::reserve(vm.clone(), ram, size, SECTION_SIZE)
+        .inspect_err(|error| log::warn!("this VM cannot grow: {error}"))
+        .ok()
+}
+
 /// The virtio devices `config` asks for, in the order of their slots.
 fn virtio_devices(
     config: &VmConfig,
     resources: &mut Resources,
     fs: Option<Fs>,
+    mem: Option<Mem>,
     event_loop: &EventLoop,
-) -> Vec<Box<dyn VirtioDevice>> {
-    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new(event_loop.handle()))];
+) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
+        Box::new(Rng::new(event_loop.handle())),
+        Box::new(Balloon::new(event_loop.handle())),
+    ];
     if let (Some(vsock), Some(listener)) = (&config.vsock, resources.vsock_listener.take()) {
         let target = vsock.guest_connect.clone();
         let handle = event_loop.handle();
@@ -266,7 +314,15 @@ fn virtio_devices(
     if let Some(fs) = fs {
         devices.push(Box::new(fs));
     }
-    devices
+    if let Some(mem) = mem {
+        devices.push(Box::new(mem));
+    }
+    for (index, (net, tap)) in config.net.iter().zip(resources.taps.drain(..)).enumerate() {
+        let tap = Tap::new(tap).map_err(|source| BuildError::Tap { index, source })?;
+        let handle = event_loop.handle();
+        devices.push(Box::new(Net::new(Arc::new(tap), net.mac, net.mtu, handle)?));
+    }
+    Ok(devices)
 }
 
 /// Gives each device a slot, an interrupt line and doorbells; returns slots and lines.

@@ -40,5 +40,22 @@ pub const SHARE_TAG: &str = "share";
 /// Where the agent mounts the share; paths in OCI specs sent to it start here.
 pub const SHARE_DIR: &str = "/run/husk/share";
 
+/// Where the agent keeps the pod's shared memory, which its containers have as /dev/shm:
+/// memory of the guest, not files of the host.
+pub const SHM_DIR: &str = "/run/husk/shm";
+
+/// The kernel parameters of an IPC namespace, besides those below `fs/mqueue`; relative to
+/// `/proc/sys`.
+pub const IPC_SYSCTLS: [&str; 8] = [
+    "kernel/msgmax",
+    "kernel/msgmnb",
+    "kernel/msgmni",
+    "kernel/sem",
+    "kernel/shmall",
+    "kernel/shmmax",
+    "kernel/shmmni",
+    "kernel/shm_rmid_forced",
+];
+
 /// Longest accepted `Announce`, in bytes.
 pub const MAX_ANNOUNCE_LEN: usize = 4096;

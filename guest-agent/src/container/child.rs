@@ -10,7 +10,7 @@
 use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
@@ -35,7 +35,8 @@ use crate::{stdio, sys};
 
 /// Most of `/etc/passwd` that is read, in bytes.
 const MAX_PASSWD: u64 = 1 << 20;
-/// Exit status of a child that never became its program; the reason went over the line.
+/// Exit status of a child that never became its program; the reason went over the line, or
+/// after the start to its standard error.
 pub const NOT_STARTED: i32 = 1;
 
 /// The child's ends of its standard I/O.
@@ -55,26 +56,34 @@ struct Ready<'a> {
     hooks: Option<ReadyHooks<'a>>,
 }
 
-/// Becomes the init of a container.
+/// Becomes the init of container `id`.
 pub fn run_init(
+    id: &str,
     plan: &ContainerPlan,
     hooks: &Hooks,
     joined: &Joined,
     line: &ChildLine,
     stdio: &ChildStdio,
 ) -> ! {
-    let result = set_up_init(plan, hooks, joined, line, stdio);
+    let result = set_up_init(id, plan, hooks, joined, line, stdio);
     give_up(line, result.and_then(|ready| hand_over(ready, line)))
 }
 
-/// Becomes a further process of the container whose init is behind `init`. The
+/// Becomes a further process of container `id`, whose init is behind `init`. The
 /// parent has entered the container's pid namespace and cgroup for us.
-pub fn run_exec(plan: &ProcessPlan, init: &OwnedFd, line: &ChildLine, stdio: &ChildStdio) -> ! {
-    let result = set_up_exec(plan, init, line, stdio);
+pub fn run_exec(
+    id: &str,
+    plan: &ProcessPlan,
+    init: &OwnedFd,
+    line: &ChildLine,
+    stdio: &ChildStdio,
+) -> ! {
+    let result = set_up_exec(id, plan, init, line, stdio);
     give_up(line, result.and_then(|ready| hand_over(ready, line)))
 }
 
 fn set_up_init<'a>(
+    id: &str,
     plan: &'a ContainerPlan,
     hooks: &'a Hooks,
     joined: &Joined,
@@ -88,7 +97,7 @@ fn set_up_init<'a>(
             .iter()
             .map(|(_, namespace)| sys::raw(namespace)),
     );
-    leave_agent(keep, stdio)?;
+    leave_agent(id, keep, stdio)?;
     joined.enter()?;
     unshare(plan.namespaces.in_child()).or_guest(|| "making a cgroup namespace")?;
 
@@ -123,12 +132,13 @@ fn set_up_init<'a>(
 }
 
 fn set_up_exec<'a>(
+    id: &str,
     plan: &'a ProcessPlan,
     init: &OwnedFd,
     line: &ChildLine,
     stdio: &ChildStdio,
 ) -> Result<Ready<'a>, SetupError> {
-    leave_agent(vec![sys::raw(line), sys::raw(init)], stdio)?;
+    leave_agent(id, vec![sys::raw(line), sys::raw(init)], stdio)?;
     // Close-on-exec: the program does not see this descriptor.
     setns(init, Namespaces::to_join())
         .or_guest(|| "joining the container's namespaces")
@@ -142,7 +152,7 @@ fn set_up_exec<'a>(
 
 /// Sheds what a copy of the agent still has of it. `keep` lists descriptors besides
 /// those of standard I/O.
-fn leave_agent(mut keep: Vec<i32>, stdio: &ChildStdio) -> Result<(), SetupError> {
+fn leave_agent(id: &str, mut keep: Vec<i32>, stdio: &ChildStdio) -> Result<(), SetupError> {
     sys::reset_signals().or_guest(|| "resetting signals")?;
     if let ChildStdio::Pipes(fds) = stdio {
         keep.extend(fds.iter().flatten().map(sys::raw));
@@ -150,6 +160,8 @@ fn leave_agent(mut keep: Vec<i32>, stdio: &ChildStdio) -> Result<(), SetupError>
     // A waiting child would hold the pipes of other containers open.
     sys::close_all_except(&keep).or_guest(|| "closing the agent's descriptors")?;
     setsid().or_guest(|| "setsid")?;
+    // Of the name runc gives it; otherwise all containers would share the agent's.
+    sys::join_session_keyring(&format!("_ses.{id}")).or_guest(|| "joining a keyring")?;
     umask(Mode::from_bits_truncate(0o022));
     Ok(())
 }
@@ -290,12 +302,24 @@ fn hand_over(ready: Ready, line: &ChildLine) -> Result<Infallible, SetupError> {
     let env = ready.env.iter().map(|entry| c_string(entry.clone().into()));
     let env: Vec<CString> = env.collect::<Result<_, _>>().or_request(|| "process.env")?;
     line.ready().or_guest(|| "waiting for the start")?;
+    let is_init = ready.hooks.is_some();
+    let Err(error) = execute(ready, &env);
+    if is_init {
+        // As with runc the container has started, and this is its end; an exec fails to start.
+        // A filter of the container may forbid even that.
+        writeln!(io::stderr(), "{error}").ok();
+        sys::exit_now(NOT_STARTED)
+    }
+    Err(error)
+}
+
+fn execute(ready: Ready, env: &[CString]) -> Result<Infallible, SetupError> {
     let plan = ready.plan;
     plan.credentials.filter(plan.filter.as_ref())?;
     if let Some(hooks) = ready.hooks {
         hooks.run(&ready.env)?;
     }
-    let failed = execve(&ready.path, &plan.args, &env);
+    let failed = execve(&ready.path, &plan.args, env);
     failed.or_request(|| format!("exec {}", ready.path.to_string_lossy()))
 }
 

@@ -62,7 +62,7 @@ pub async fn create_container(
     let cgroup = Cgroup::create(id, &plan.limits).await?;
     let launched = {
         let run = |line: &channel::ChildLine, joined: &Joined| {
-            child::run_init(&plan, &hooks, joined, line, &child_stdio);
+            child::run_init(id, &plan, &hooks, joined, line, &child_stdio);
         };
         launch_init(workshop, &plan, &cgroup, run)
     };
@@ -72,11 +72,13 @@ pub async fn create_container(
         Ok(child) => finish(workshop, child, ends).await,
         Err(error) => Err(error),
     };
+    let shares_pids = plan.namespaces.shares_pids();
     match launched {
         Ok((init, line)) => Ok(Container {
             id: id.into(),
             cgroup,
             init: Arc::new(init),
+            shares_pids,
             line: Mutex::new(Some(line)),
             common: plan.common,
             start_limit: match hooks.is_empty() {
@@ -163,7 +165,8 @@ async fn launch_exec(
     }
     let init = container.init.pidfd();
     let score = plan.oom_score_adj;
-    let run = |line: &channel::ChildLine| child::run_exec(plan, init, line, &child_stdio);
+    let run =
+        |line: &channel::ChildLine| child::run_exec(&container.id, plan, init, line, &child_stdio);
     let in_pid_namespace = PidNamespace::enter(init)?;
     let child = match fork(
         workshop,

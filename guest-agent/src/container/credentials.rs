@@ -58,8 +58,7 @@ impl Credentials {
                 .collect(),
             umask: Mode::from_bits_truncate(user.umask.unwrap_or(DEFAULT_UMASK)),
             capabilities: CapabilitySets::plan(&capabilities),
-            rlimits: process
-                .rlimits
+            rlimits: once_each(&process.rlimits)?
                 .iter()
                 .map(rlimit)
                 .collect::<Result<_, _>>()?,
@@ -190,6 +189,20 @@ fn own(stdio: impl AsFd, uid: Uid) -> Result<(), SetupError> {
     }
 }
 
+/// Of two limits of one kind nobody could tell which is meant.
+fn once_each(limits: &[oci::Rlimit]) -> Result<&[oci::Rlimit], SpecError> {
+    for (index, limit) in limits.iter().enumerate() {
+        if limits[..index].iter().any(|other| other.kind == limit.kind) {
+            return Err(SpecError::Value {
+                field: format!("process.rlimits[{index}].type"),
+                value: limit.kind.clone(),
+                must: "named once",
+            });
+        }
+    }
+    Ok(limits)
+}
+
 fn rlimit(limit: &oci::Rlimit) -> Result<(Resource, u64, u64), SpecError> {
     let resource = match limit.kind.as_str() {
         "RLIMIT_AS" => Resource::RLIMIT_AS,
@@ -260,6 +273,14 @@ mod tests {
         let credentials = Credentials::plan(&process(serde_json::json!({}))).unwrap();
         assert!(credentials.capabilities.bounding.is_empty());
         assert_eq!(credentials.umask.bits(), 0o022);
+    }
+
+    #[test]
+    fn a_limit_that_is_named_twice_is_refused() {
+        let limit = |n: u64| serde_json::json!({ "type": "RLIMIT_CORE", "soft": n, "hard": n });
+        let json = serde_json::json!({ "rlimits": [limit(1), limit(2)] });
+        let error = Credentials::plan(&process(json)).unwrap_err().to_string();
+        assert!(error.contains("process.rlimits[1].type"), "{error}");
     }
 
     #[test]

@@ -41,8 +41,10 @@ use std::time::Duration;
 
 use self::cgroup::Cgroup;
 use self::channel::Line;
+use crate::console;
 use crate::error::Error;
 use crate::process::Process;
+use crate::reaper::Exit;
 use crate::registry::{Registry, Reservation};
 use crate::sync::lock;
 
@@ -52,6 +54,8 @@ pub struct Container {
     id: String,
     cgroup: Cgroup,
     init: Arc<Process>,
+    /// The kernel ends no other process of it with its init.
+    shares_pids: bool,
     /// There while the init waits for its start.
     line: Mutex<Option<Line>>,
     /// What all its processes get.
@@ -113,6 +117,20 @@ impl Container {
             (State::Stopped, _) => Err(self.wrong_state("it has ended")),
             _ => Err(self.wrong_state("it is already started")),
         }
+    }
+
+    /// Waits for the end of the process `exec_id`. That of an init is the end of its container
+    /// also where the kernel does not see to it, because its pid namespace is not its own: as
+    /// with runc, for what is left behind may hold the output.
+    pub async fn ended(&self, exec_id: &str) -> Result<Exit, Error> {
+        let exit = self.process(exec_id)?.wait().await;
+        if exec_id.is_empty() && self.shares_pids {
+            // The exit is told all the same.
+            if let Err(error) = self.cgroup.kill() {
+                console::warn(format_args!("container {}: {error}", self.id));
+            }
+        }
+        exit.ok_or(Error::Finished)
     }
 
     /// Forgets the ended process `exec_id`.

@@ -7,9 +7,10 @@
 //! | ipc, uts, cgroup | new | the guest's |
 //! | user, time | refused | none |
 //!
-//! A path names the namespace of another process of the guest, `/proc/<pid>/ns/…`, and
-//! that one is joined; the host's namespaces do not exist here. Only the mount
-//! namespace cannot be shared: each container has a root of its own.
+//! A path names the namespace of a process of the guest, `/proc/<pid>/ns/…`, and that one is
+//! joined: another container's, or process 1's, which are those of a pod without a pause
+//! container; the host's namespaces do not exist here. Only the mount namespace cannot be
+//! shared: each container has a root of its own.
 
 use std::fs::File;
 use std::io;
@@ -80,8 +81,8 @@ impl Namespaces {
             require(flag != CloneFlags::CLONE_NEWNS, || {
                 refused("joining a mount namespace by its path is not supported")
             })?;
-            require(is_of_another_process(&namespace.path, file), || {
-                refused("a path must be that of another process of the guest, /proc/<pid>/ns/…")
+            require(is_of_a_process(&namespace.path, file), || {
+                refused("a path must be that of a process of the guest, /proc/<pid>/ns/…")
             })?;
             joined.push((flag, namespace.path.clone()));
         }
@@ -145,6 +146,11 @@ impl Namespaces {
         self.has(CloneFlags::CLONE_NEWUTS)
     }
 
+    /// Whether its processes are among those of others.
+    pub fn shares_pids(&self) -> bool {
+        !self.new.contains(CloneFlags::CLONE_NEWPID)
+    }
+
     /// Whether IPC objects are not the guest's.
     pub fn has_ipc(&self) -> bool {
         self.has(CloneFlags::CLONE_NEWIPC)
@@ -179,15 +185,15 @@ impl Joined {
     }
 }
 
-/// Whether `path` is `/proc/<pid>/ns/<file>` with a process other than the agent.
-fn is_of_another_process(path: &Path, file: &str) -> bool {
+/// Whether `path` is `/proc/<pid>/ns/<file>`.
+fn is_of_a_process(path: &Path, file: &str) -> bool {
     let pid = path
         .to_str()
         .and_then(|path| path.strip_prefix("/proc/"))
         .and_then(|rest| rest.strip_suffix(file))
         .and_then(|rest| rest.strip_suffix("/ns/"))
         .and_then(|pid| pid.parse::<u32>().ok());
-    pid.is_some_and(|pid| pid > 1)
+    pid.is_some_and(|pid| pid > 0)
 }
 
 #[cfg(test)]
@@ -271,14 +277,20 @@ mod tests {
         assert!(!namespaces.at_clone().contains(CloneFlags::CLONE_NEWIPC));
         let namespaces = with_path("pid", "/proc/712/ns/pid").unwrap();
         assert!(!namespaces.at_clone().contains(CloneFlags::CLONE_NEWPID));
+        assert!(namespaces.shares_pids());
         assert!(with_path("network", "/proc/7/ns/net").is_ok());
+        for (kind, path) in [("ipc", "/proc/1/ns/ipc"), ("pid", "/proc/1/ns/pid")] {
+            assert!(
+                with_path(kind, path).is_ok(),
+                "of a pod without a pause container"
+            );
+        }
     }
 
     #[test]
     fn other_paths_are_refused() {
         for (kind, path) in [
             ("mount", "/proc/7/ns/mnt"),
-            ("ipc", "/proc/1/ns/ipc"),
             ("ipc", "/proc/0/ns/ipc"),
             ("ipc", "/proc/self/ns/ipc"),
             ("ipc", "/proc/7/ns/uts"),

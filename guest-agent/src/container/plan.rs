@@ -87,12 +87,8 @@ impl ContainerPlan {
                 });
             }
         }
-        for (field, paths) in [
-            ("linux.maskedPaths", &linux.masked_paths),
-            ("linux.readonlyPaths", &linux.readonly_paths),
-        ] {
-            paths.iter().try_for_each(|path| absolute(field, path))?;
-        }
+        // Relative ones count from the container's root, as with runc.
+        let rooted = |paths: &[PathBuf]| paths.iter().map(|p| Path::new("/").join(p)).collect();
         let mounts = mounts::plan(&spec.mounts)?;
         let filter = linux.seccomp.as_ref().map(Filter::plan).transpose()?;
         let personality = linux.personality.as_ref().map(scheduling::persona);
@@ -113,8 +109,8 @@ impl ContainerPlan {
             mounts,
             hostname: spec.hostname.clone(),
             domainname: spec.domainname.clone(),
-            masked_paths: linux.masked_paths.clone(),
-            readonly_paths: linux.readonly_paths.clone(),
+            masked_paths: rooted(&linux.masked_paths),
+            readonly_paths: rooted(&linux.readonly_paths),
             limits: Limits::plan(linux)?,
             process: plan,
             common,
@@ -125,20 +121,27 @@ impl ContainerPlan {
 impl ProcessPlan {
     /// Checks one process. What an exec leaves open is taken from the container's init.
     pub fn new(process: &oci::Process, common: &Common) -> Result<Self, SpecError> {
-        let name = process.args.first().filter(|name| !name.is_empty());
-        let name = name
-            .ok_or(SpecError::Missing {
-                field: "process.args",
-            })?
-            .clone();
+        let name = process.args.first().cloned().ok_or(SpecError::Missing {
+            field: "process.args",
+        })?;
         absolute("process.cwd", &process.cwd)?;
         let mut process = process.clone();
         if let Some(init) = &common.init {
             process.capabilities = process.capabilities.or_else(|| init.capabilities.clone());
             process.oom_score_adj = process.oom_score_adj.or(init.oom_score_adj);
+            if process.rlimits.is_empty() {
+                process.rlimits.clone_from(&init.rlimits);
+            }
         }
         for entry in &process.env {
             c_string("process.env", entry)?;
+            if !entry.contains('=') {
+                return Err(SpecError::Value {
+                    field: "process.env".into(),
+                    value: entry.clone(),
+                    must: "NAME=value",
+                });
+            }
         }
         let oom_score_adj = process.oom_score_adj.unwrap_or(0);
         if !(-1000..=1000).contains(&oom_score_adj) {
@@ -220,7 +223,6 @@ mod tests {
             ("/root", Value::Null, "root is missing"),
             ("/root/path", json!("rootfs"), "root.path"),
             ("/process/args", json!([]), "process.args"),
-            ("/process/args", json!([""]), "process.args"),
             ("/process/args", json!(["a", "b\u{0}c"]), "process.args"),
             ("/process/cwd", json!("tmp"), "process.cwd"),
             ("/process/env", json!(["A=\u{0}"]), "process.env"),
@@ -246,12 +248,19 @@ mod tests {
         let process = |value: Value| oci::Process::from_json(value.to_string().as_bytes()).unwrap();
         let common = Common {
             init: Some(process(
-                json!({ "args": ["a"], "cwd": "/", "oomScoreAdj": 500 }),
+                json!({ "args": ["a"], "cwd": "/", "oomScoreAdj": 500,
+                    "rlimits": [{ "type": "RLIMIT_NOFILE", "soft": 10, "hard": 20 }] }),
             )),
             ..Common::default()
         };
         let exec = process(json!({ "args": ["b"], "cwd": "/" }));
-        assert_eq!(ProcessPlan::new(&exec, &common).unwrap().oom_score_adj, 500);
+        let plan = ProcessPlan::new(&exec, &common).unwrap();
+        assert_eq!(plan.oom_score_adj, 500);
+        let credentials = format!("{:?}", plan.credentials);
+        assert!(
+            credentials.contains("(RLIMIT_NOFILE, 10, 20)"),
+            "{credentials}"
+        );
         let exec = process(json!({ "args": ["b"], "cwd": "/", "oomScoreAdj": 7 }));
         assert_eq!(ProcessPlan::new(&exec, &common).unwrap().oom_score_adj, 7);
     }

@@ -6,8 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::stat::{SFlag, stat};
-use nix::unistd::{AccessFlags, eaccess};
+use nix::unistd::{AccessFlags, faccessat};
 
 use super::setup_error::SetupError;
 use crate::sys;
@@ -50,7 +51,8 @@ fn check(file: &Path) -> nix::Result<()> {
     if SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFDIR {
         return Err(Errno::EISDIR);
     }
-    eaccess(file, AccessFlags::X_OK)
+    // Not eaccess(3): with glibc it asks as the real user, without its capabilities.
+    faccessat(AT_FDCWD, file, AccessFlags::X_OK, AtFlags::AT_EACCESS)
 }
 
 /// The value of `key` in a list of `KEY=value`.
@@ -117,6 +119,10 @@ mod tests {
         assert_eq!(
             text(look_up("sh", Some(""))),
             missing.replace("nosuch", "sh")
+        );
+        assert_eq!(
+            text(look_up("", Some("/bin"))),
+            missing.replace("nosuch", "")
         );
         assert_eq!(
             text(look_up("/nosuch", None)),

@@ -4,20 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
+use agent_protocol::IPC_SYSCTLS;
+
 use super::namespaces::Namespaces;
 use crate::oci::{SpecError, require};
-
-/// Parameters of an IPC namespace, besides those of POSIX message queues.
-const IPC: [&str; 8] = [
-    "kernel/msgmax",
-    "kernel/msgmnb",
-    "kernel/msgmni",
-    "kernel/sem",
-    "kernel/shmall",
-    "kernel/shmmax",
-    "kernel/shmmni",
-    "kernel/shm_rmid_forced",
-];
 
 /// Checks `linux.sysctl`: the files below `/proc/sys` and what to write to them.
 pub fn plan(
@@ -42,7 +32,7 @@ fn check(key: &str, path: &str, namespaces: &Namespaces) -> Result<(), SpecError
         .components()
         .all(|part| matches!(part, Component::Normal(_)));
     require(plain, || refused("is not the name of a kernel parameter"))?;
-    if IPC.contains(&path) || path.starts_with("fs/mqueue/") {
+    if IPC_SYSCTLS.contains(&path) || path.starts_with("fs/mqueue/") {
         return require(namespaces.has_ipc(), || {
             refused("needs an IPC namespace of the container's own")
         });

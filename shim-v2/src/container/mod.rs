@@ -4,7 +4,9 @@ pub mod labels;
 pub mod metrics;
 pub mod oci;
 pub mod output_fifo;
+pub mod pod;
 pub mod process;
+pub mod rlimits;
 pub mod rootfs;
 pub mod spec;
 pub mod stdio;
@@ -44,6 +46,8 @@ pub struct Container {
     pub id: String,
     /// Its bundle.
     pub bundle: PathBuf,
+    /// The process of the host that stands for it: what containerd is told.
+    pub pid: u32,
     /// Its first process.
     pub init: Arc<Process>,
     /// What was made on the host for its files.
@@ -55,10 +59,11 @@ pub struct Container {
 
 impl Container {
     /// A container without execs.
-    pub fn new(id: String, bundle: PathBuf, init: Process, shared: Shared) -> Self {
+    pub fn new(id: String, bundle: PathBuf, pid: u32, init: Process, shared: Shared) -> Self {
         Self {
             id,
             bundle,
+            pid,
             init: Arc::new(init),
             shared,
             execs: Mutex::default(),
@@ -145,8 +150,13 @@ pub struct Containers {
 }
 
 enum Entry {
-    Creating,
+    Creating {
+        /// Deleted before it was there.
+        cancelled: bool,
+    },
     Ready(Arc<Container>),
+    /// Its hooks still run and its files are still there.
+    Deleting,
 }
 
 /// An id that is taken while its container is created; given back when dropped.
@@ -179,7 +189,7 @@ impl Containers {
         if by_id.contains_key(id) {
             return Err(LookupError::Exists(id.to_owned()));
         }
-        by_id.insert(id.to_owned(), Entry::Creating);
+        by_id.insert(id.to_owned(), Entry::Creating { cancelled: false });
         self.count.send_replace(by_id.len());
         Ok(Reservation {
             containers: self,
@@ -199,19 +209,52 @@ impl Containers {
         }
     }
 
-    /// Forgets a container. Returns whether no other is left.
-    pub fn remove(&self, id: &str) -> bool {
+    /// Begins to delete a created container: nobody finds it any more, and its id stays
+    /// taken until [`Containers::remove`]. Returns whether no other is left.
+    ///
+    /// # Errors
+    /// [`LookupError::NoContainer`] if somebody else was first.
+    pub fn begin_delete(&self, id: &str) -> Result<bool, LookupError> {
+        let mut by_id = self.lock();
+        match by_id.get_mut(id) {
+            Some(entry @ Entry::Ready(_)) => *entry = Entry::Deleting,
+            _ => return Err(LookupError::NoContainer(id.to_owned())),
+        }
+        Ok(by_id.len() == 1)
+    }
+
+    /// Has a Create that is under way end without a container: its caller has given up.
+    pub fn cancel(&self, id: &str) {
+        if let Some(Entry::Creating { cancelled }) = self.lock().get_mut(id) {
+            *cancelled = true;
+        }
+    }
+
+    /// Forgets a container.
+    pub fn remove(&self, id: &str) {
         let mut by_id = self.lock();
         by_id.remove(id);
         self.count.send_replace(by_id.len());
-        by_id.is_empty()
     }
 
     /// Whether a created container exists; one still being created does not count.
     pub fn any_ready(&self) -> bool {
         self.lock()
             .values()
-            .any(|entry| matches!(entry, Entry::Ready(_)))
+            .any(|entry| !matches!(entry, Entry::Creating { .. }))
+    }
+
+    /// What stands for each created container on the host, and its init in the guest.
+    pub fn pids(&self) -> Vec<(u32, u32)> {
+        let by_id = self.lock();
+        let ready = by_id.values().filter_map(|entry| match entry {
+            // Of one that has ended the guest may have given the number to another process.
+            Entry::Ready(container) if container.init.exit().is_none() => {
+                Some((container.pid, container.init.guest_pid()?))
+            }
+            _ => None,
+        });
+        ready.collect()
     }
 
     /// Waits until the init of every created container has ended and was published.
@@ -221,7 +264,7 @@ impl Containers {
             .values()
             .filter_map(|entry| match entry {
                 Entry::Ready(container) => Some(container.init.clone()),
-                Entry::Creating => None,
+                Entry::Creating { .. } | Entry::Deleting => None,
             })
             .collect();
         for init in created {
@@ -236,12 +279,19 @@ impl Containers {
 }
 
 impl Reservation<'_> {
-    /// Puts the created container in place.
-    pub fn fill(mut self, container: Arc<Container>) {
+    /// Puts the created container in place. `false` if it was cancelled meanwhile: the id
+    /// is then free again.
+    pub fn fill(mut self, container: Arc<Container>) -> bool {
+        let mut by_id = self.containers.lock();
+        if matches!(
+            by_id.get(&self.id),
+            Some(Entry::Creating { cancelled: true })
+        ) {
+            return false;
+        }
         self.kept = true;
-        self.containers
-            .lock()
-            .insert(self.id.clone(), Entry::Ready(container));
+        by_id.insert(self.id.clone(), Entry::Ready(container));
+        true
     }
 }
 
@@ -264,7 +314,7 @@ mod tests {
     }
 
     fn container() -> Container {
-        Container::new("c".into(), "/b".into(), process(""), Shared::default())
+        Container::new("c".into(), "/b".into(), 1, process(""), Shared::default())
     }
 
     #[test]
@@ -276,12 +326,40 @@ mod tests {
         assert!(!containers.any_ready());
         drop(reservation);
         let reservation = containers.reserve("c").unwrap();
-        reservation.fill(Arc::new(container()));
+        assert!(reservation.fill(Arc::new(container())));
         assert!(containers.any_ready());
         assert_eq!(containers.get("c").unwrap().id, "c");
         assert_eq!(*containers.count().borrow(), 1);
-        assert!(containers.remove("c"));
+        containers.remove("c");
         assert_eq!(*containers.count().borrow(), 0);
+    }
+
+    #[test]
+    fn a_container_that_is_being_deleted_keeps_its_id_and_is_not_found() {
+        let containers = Containers::default();
+        for id in ["c", "d"] {
+            let reservation = containers.reserve(id).unwrap();
+            assert!(reservation.fill(Arc::new(container())));
+        }
+        assert_eq!(containers.begin_delete("c"), Ok(false));
+        assert!(containers.get("c").is_err());
+        assert!(containers.begin_delete("c").is_err());
+        assert!(containers.reserve("c").is_err());
+        containers.remove("c");
+        assert_eq!(containers.begin_delete("d"), Ok(true));
+        assert!(containers.any_ready(), "its hooks may still run");
+        containers.remove("d");
+        assert!(!containers.any_ready());
+    }
+
+    #[test]
+    fn a_create_that_was_given_up_leaves_no_container() {
+        let containers = Containers::default();
+        let reservation = containers.reserve("c").unwrap();
+        containers.cancel("c");
+        assert!(!reservation.fill(Arc::new(container())));
+        assert_eq!(*containers.count().borrow(), 0);
+        assert!(containers.reserve("c").is_ok());
     }
 
     #[test]

@@ -10,10 +10,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use super::rlimits;
 use crate::hooks::Hooks;
 
 /// Largest config.json read, in bytes.
 const MAX_SPEC_LEN: u64 = 4 << 20;
+/// The period of a CPU quota that names none, in microseconds, as the kernel has it.
+pub const CPU_PERIOD: u64 = 100_000;
 
 /// An OCI runtime spec (config.json), as far as the host has to know it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -116,22 +119,10 @@ pub struct Cpu {
     quota: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     period: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shares: Option<u64>,
     #[serde(flatten)]
     pub(super) rest: Map<String, Value>,
-}
-
-/// The place of a container in its pod, from the annotations of the CRI plugins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PodRole {
-    /// No pod: a sandbox of its own.
-    Alone,
-    /// The pod's first container, whose id names the sandbox.
-    Sandbox,
-    /// One more container of a running sandbox.
-    Member {
-        /// The sandbox's id.
-        sandbox: String,
-    },
 }
 
 /// Why a spec is refused.
@@ -201,34 +192,6 @@ impl Spec {
         serde_json::from_slice(json)
     }
 
-    /// The container's place in its pod.
-    pub fn pod_role(&self) -> PodRole {
-        const FAMILIES: [(&str, &str); 2] = [
-            (
-                "io.kubernetes.cri.container-type",
-                "io.kubernetes.cri.sandbox-id",
-            ),
-            (
-                "io.kubernetes.cri-o.ContainerType",
-                "io.kubernetes.cri-o.SandboxID",
-            ),
-        ];
-        for (kind, id) in FAMILIES {
-            match (
-                self.annotations.get(kind).map(String::as_str),
-                self.annotations.get(id),
-            ) {
-                (Some("sandbox"), _) => return PodRole::Sandbox,
-                (Some("container"), Some(sandbox)) => {
-                    let sandbox = sandbox.clone();
-                    return PodRole::Member { sandbox };
-                }
-                _ => {}
-            }
-        }
-        PodRole::Alone
-    }
-
     /// `hooks`.
     pub fn hooks(&self) -> &Hooks {
         &self.hooks
@@ -244,6 +207,13 @@ impl Spec {
         &self.linux.resources
     }
 
+    /// Gives the process those of these limits it does not name.
+    pub fn inherit_limits(&mut self, limits: &[(&str, u64, u64)]) {
+        if let Some(process) = &mut self.process {
+            rlimits::inherit(&mut process.rest, limits);
+        }
+    }
+
     /// How readily the host may kill the sandbox when it runs out of memory:
     /// `process.oomScoreAdj`, 0 if absent.
     pub fn oom_score_adj(&self) -> i64 {
@@ -257,6 +227,19 @@ impl Resources {
         self.memory.is_none() && self.cpu.is_none() && self.rest.is_empty()
     }
 
+    /// `memory.limit` in bytes as given, if it is named at all.
+    pub fn named_memory_limit(&self) -> Option<i64> {
+        self.memory.as_ref()?.limit
+    }
+
+    /// `cpu.quota`, `cpu.period` and `cpu.shares` as given, as far as they are named.
+    pub fn named_cpu(&self) -> (Option<i64>, Option<u64>, Option<u64>) {
+        let cpu = self.cpu.as_ref();
+        cpu.map_or((None, None, None), |cpu| {
+            (cpu.quota, cpu.period, cpu.shares)
+        })
+    }
+
     /// `memory.limit` in bytes, if one is set; 0 and negative values mean none.
     pub fn memory_limit(&self) -> Option<u64> {
         let limit = self.memory.as_ref()?.limit?;
@@ -267,7 +250,7 @@ impl Resources {
     pub fn cpu_limit(&self) -> Option<(u64, u64)> {
         let cpu = self.cpu.as_ref()?;
         let quota = u64::try_from(cpu.quota?).ok().filter(|quota| *quota > 0)?;
-        let period = cpu.period.unwrap_or(100_000);
+        let period = cpu.period.unwrap_or(CPU_PERIOD);
         (period > 0).then_some((quota, period))
     }
 }

@@ -16,10 +16,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::stdio::{Paths, Streams};
 
@@ -44,6 +45,9 @@ impl Exit {
 
 /// Exit status of a process whose machine is gone: killed.
 pub const KILLED: u32 = 137;
+
+/// How long a verb that is under way may take before it stands in another's way.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// Where a process stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -265,6 +269,16 @@ impl Process {
                 .wait_for(|state| !matches!(state, State::Starting))
                 .await,
         );
+    }
+
+    /// Its state once no verb is under way, or after [`STEADY`]: runc's verbs wait for each
+    /// other, too.
+    pub async fn steady(&self) -> State {
+        let mut changes = self.state.subscribe();
+        let under_way =
+            |state: &State| matches!(state, State::Starting | State::Pausing | State::Resuming);
+        drop(timeout(STEADY, changes.wait_for(|state| !under_way(state))).await);
+        self.state()
     }
 
     /// Its open streams; `None` before they exist and after they were taken.

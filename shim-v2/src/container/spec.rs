@@ -7,12 +7,16 @@
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use agent_protocol::SHARE_DIR;
+use agent_protocol::{SHARE_DIR, SHM_DIR};
 use serde_json::Value;
 
 use super::labels;
-use super::oci::{Mount, Spec, SpecError, refused};
+use super::oci::{Mount, Namespace, Spec, SpecError, refused};
+use super::pod::{Pod, PodRole};
 use crate::config::LabelPolicy;
+
+/// What to do about a container that asks for namespaces of the host.
+const NO_HOST: &str = "no virtual machine is in namespaces of the host, run this container without them or with another runtime, or set `host_namespaces` to \"runc\"";
 
 /// What a bind mount's source is on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,13 +88,13 @@ impl Spec {
                 .filter(|p| !p.as_os_str().is_empty())),
             None => Err(refused(
                 "linux.namespaces",
-                "no `network` entry, which asks for the host's network: a virtual machine has a network of its own, run this container without host networking or with another runtime",
+                format!("no `network` entry, which asks for the host's network: {NO_HOST}"),
             )),
         }
     }
 
-    /// Rewrites the spec for the guest. `policy` is for labels the guest cannot give,
-    /// `look` tells what a bind mount's source is.
+    /// Rewrites the spec for the guest. `policy` is for labels the guest cannot give, `pod` is
+    /// what the container joins, `look` tells what a bind mount's source is.
     ///
     /// # Errors
     /// [`SpecError::Refused`] names the field, [`SpecError::Source`] the mount.
@@ -99,19 +103,23 @@ impl Spec {
         id: &str,
         bundle: &Path,
         policy: LabelPolicy,
+        pod: Option<&Pod>,
         look: impl Fn(&Path) -> io::Result<SourceKind>,
     ) -> Result<GuestSpec, SpecError> {
         self.network_namespace()?;
-        self.check_namespaces()?;
+        self.check_namespaces(pod)?;
         self.hooks.check()?;
         self.check_process()?;
         self.check_user_namespace()?;
         self.check_host_hardware()?;
         let share = Path::new(SHARE_DIR);
         let mut volumes = Vec::new();
+        let pod_shm = self.pod_shm(id);
         for (index, mount) in self.mounts.iter_mut().enumerate() {
             mount.check_idmap(index)?;
-            if mount.is_bind() {
+            if pod_shm.iter().any(|shm| mount.is_pod_shm(shm)) {
+                mount.source = SHM_DIR.to_owned();
+            } else if mount.is_bind() {
                 let volume = mount.volume(index, id, bundle, &look)?;
                 let guest = match volume.kind {
                     SourceKind::Directory => share.join(&volume.export),
@@ -122,9 +130,11 @@ impl Spec {
             }
         }
         self.root.path = share.join(rootfs_export(id));
-        // The VM is in the pod's network namespace; the path means nothing in the guest.
         for namespace in &mut self.linux.namespaces {
-            namespace.path = None;
+            let kind = namespace.kind.as_str();
+            // The VM is in the pod's network namespace, and so is all of the guest.
+            let path = namespace.path.as_deref().filter(|_| kind != "network");
+            namespace.path = path.and_then(|path| pod?.in_guest(kind, path));
         }
         self.hooks = std::mem::take(&mut self.hooks).for_guest();
         if let Some(process) = &mut self.process {
@@ -139,7 +149,20 @@ impl Spec {
         Ok(GuestSpec { json, volumes })
     }
 
-    fn check_namespaces(&self) -> Result<(), SpecError> {
+    /// The ends of the paths at which containerd and CRI-O mount a tmpfs on the host for the
+    /// shared memory of a pod. Its containers are in one guest, which shares memory better
+    /// than files of the host do, and pays for it with its own.
+    fn pod_shm(&self, id: &str) -> Vec<PathBuf> {
+        let sandbox = match self.pod_role() {
+            PodRole::Alone => return Vec::new(),
+            PodRole::Sandbox => id.to_owned(),
+            PodRole::Member { sandbox } => sandbox,
+        };
+        let ends = ["shm", "userdata/shm"];
+        ends.map(|end| Path::new(&sandbox).join(end)).to_vec()
+    }
+
+    fn check_namespaces(&self, pod: Option<&Pod>) -> Result<(), SpecError> {
         let namespaces = &self.linux.namespaces;
         for (kind, whose) in [
             ("pid", "processes"),
@@ -147,9 +170,8 @@ impl Spec {
             ("uts", "host name"),
         ] {
             if !namespaces.iter().any(|ns| ns.kind == kind) {
-                let problem = format!(
-                    "no `{kind}` entry, which asks for the host's {whose}: a guest cannot see them"
-                );
+                let problem =
+                    format!("no `{kind}` entry, which asks for the host's {whose}: {NO_HOST}");
                 return Err(refused("linux.namespaces", problem));
             }
         }
@@ -158,11 +180,14 @@ impl Spec {
             match (namespace.kind.as_str(), &namespace.path) {
                 ("user", _) => return Err(refused(field, "user namespaces are not supported")),
                 ("time", _) => return Err(refused(field, "time namespaces are not supported")),
-                ("network", _) | (_, None) => {}
-                (_, Some(path)) if path.as_os_str().is_empty() => {}
-                (kind, Some(path)) => {
+                ("network", _) => {}
+                (_, _) if !namespace.is_joined() => {}
+                (kind @ ("pid" | "ipc" | "uts"), Some(path))
+                    if pod.is_some_and(|pod| pod.in_guest(kind, path).is_some()) => {}
+                (kind, path) => {
                     let problem = format!(
-                        "joining the {kind} namespace {path:?} of the host is not possible"
+                        "joining the {kind} namespace {} of the host is not possible",
+                        path.as_deref().unwrap_or(Path::new("")).display()
                     );
                     return Err(refused(field + ".path", problem));
                 }
@@ -226,13 +251,38 @@ pub fn file_name(path: &Path) -> &Path {
     path.file_name().map_or(Path::new("file"), Path::new)
 }
 
+impl Namespace {
+    /// Whether it is another process's, and not a new one.
+    fn is_joined(&self) -> bool {
+        let path = self.path.as_ref();
+        path.is_some_and(|path| !path.as_os_str().is_empty())
+    }
+}
+
 impl Mount {
     fn is_bind(&self) -> bool {
         self.kind == "bind" || self.options.iter().any(|o| o == "bind" || o == "rbind")
     }
 
+    /// Whether it is the pod's shared memory, which a CRI server has at a path with this end.
+    fn is_pod_shm(&self, end: &Path) -> bool {
+        let source = Path::new(&self.source);
+        self.is_bind() && self.destination() == Some("/dev/shm") && source.ends_with(end)
+    }
+
+    /// Where it is mounted.
+    pub(super) fn destination(&self) -> Option<&str> {
+        self.rest.get("destination")?.as_str()
+    }
+
     fn has(&self, option: &str) -> bool {
         self.options.iter().any(|o| o == option)
+    }
+
+    /// The last word on writing counts, and `rro` whatever comes after it.
+    fn is_readonly(&self) -> bool {
+        let mut words = self.options.iter().map(String::as_str);
+        words.rfind(|word| ["ro", "rw"].contains(word)) == Some("ro") || self.has("rro")
     }
 
     fn check_idmap(&self, index: usize) -> Result<(), SpecError> {
@@ -267,7 +317,7 @@ impl Mount {
         Ok(Volume {
             kind,
             export: Path::new(id).join("mounts").join(index.to_string()),
-            readonly: self.has("ro") && !self.has("rw"),
+            readonly: self.is_readonly(),
             recursive: !self.has("bind"),
             follows_host: ["slave", "rslave", "shared", "rshared"]
                 .iter()

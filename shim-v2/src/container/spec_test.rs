@@ -1,7 +1,7 @@
 //! What the guest gets to read, and what is refused.
 
 use super::*;
-use crate::container::oci::PodRole;
+use crate::container::pod::PodRole;
 use serde_json::json;
 use std::fs;
 
@@ -41,8 +41,63 @@ fn spec(value: &Value) -> Spec {
 }
 
 fn rewrite(value: &Value) -> Result<GuestSpec, String> {
-    let rewritten = spec(value).for_guest("c1", Path::new("/b"), LabelPolicy::Ignore, look);
+    rewrite_in(None, value)
+}
+
+fn rewrite_in(pod: Option<&Pod>, value: &Value) -> Result<GuestSpec, String> {
+    let rewritten = spec(value).for_guest("c1", Path::new("/b"), LabelPolicy::Ignore, pod, look);
     rewritten.map_err(|error| error.to_string())
+}
+
+#[test]
+fn the_pods_namespaces_are_joined_in_the_guest_and_no_others() {
+    let pod = &Pod {
+        pids: vec![(700, 80), (701, 90)],
+    };
+    let with = |kind: &str, path: &str| {
+        let mut value = base();
+        let namespaces = value["linux"]["namespaces"].as_array_mut().unwrap();
+        let entry = namespaces.iter_mut().find(|entry| entry["type"] == kind);
+        entry.unwrap()["path"] = path.into();
+        value
+    };
+    for kind in ["pid", "ipc", "uts"] {
+        let path = format!("/proc/700/ns/{kind}");
+        let guest = rewrite_in(Some(pod), &with(kind, &path)).unwrap();
+        let guest: Value = serde_json::from_slice(&guest.json).unwrap();
+        let namespaces = guest["linux"]["namespaces"].as_array().unwrap();
+        let entry = namespaces.iter().find(|entry| entry["type"] == kind);
+        assert_eq!(entry.unwrap()["path"], format!("/proc/80/ns/{kind}"));
+        assert!(rewrite_in(Some(pod), &with(kind, "/proc/1/ns/pid")).is_err());
+        assert!(rewrite(&with(kind, &path)).is_err(), "there is no pod");
+    }
+    let other = rewrite_in(Some(pod), &with("pid", "/proc/701/ns/pid")).unwrap();
+    let guest: Value = serde_json::from_slice(&other.json).unwrap();
+    assert_eq!(guest["linux"]["namespaces"][0]["path"], "/proc/90/ns/pid");
+    let network = rewrite_in(Some(pod), &with("network", "/proc/700/ns/net")).unwrap();
+    let guest: Value = serde_json::from_slice(&network.json).unwrap();
+    assert_eq!(
+        guest["linux"]["namespaces"][4],
+        json!({ "type": "network" })
+    );
+    assert!(rewrite_in(Some(pod), &with("mount", "/proc/700/ns/mnt")).is_err());
+}
+
+#[test]
+fn the_shared_memory_of_a_pod_is_the_guests() {
+    let mut spec = base();
+    let shm = json!({ "destination": "/dev/shm", "type": "bind", "source": "/run/x/c1/shm", "options": ["rbind"] });
+    spec["mounts"] = json!([shm]);
+    assert!(rewrite(&spec).is_err(), "no pod: a directory of the host");
+    spec["annotations"]["io.kubernetes.cri.container-type"] = "sandbox".into();
+    let mut volume = spec.clone();
+    volume["mounts"][0]["source"] = "/volumes/empty-dir/shm".into();
+    assert!(rewrite(&volume).is_err(), "somebody's volume");
+    let guest = rewrite(&spec).unwrap();
+    assert!(guest.volumes.is_empty());
+    let json: Value = serde_json::from_slice(&guest.json).unwrap();
+    assert_eq!(json["mounts"][0]["source"], "/run/husk/shm");
+    assert_eq!(json["mounts"][0]["options"], json!(["rbind"]));
 }
 
 #[test]
@@ -176,6 +231,23 @@ fn what_a_guest_cannot_give_is_refused_by_name() {
             error.starts_with(start),
             "expected {start:?}, got {error:?}"
         );
+    }
+}
+
+#[test]
+fn the_last_word_on_writing_counts() {
+    for (options, readonly) in [
+        (json!(["rbind"]), false),
+        (json!(["rbind", "ro"]), true),
+        (json!(["rbind", "ro", "rw"]), false),
+        (json!(["rbind", "rw", "ro"]), true),
+        (json!(["rbind", "rro"]), true),
+        (json!(["rbind", "rro", "rw"]), true),
+    ] {
+        let mut value = base();
+        value["mounts"][1]["options"] = options.clone();
+        let volumes = rewrite(&value).unwrap().volumes;
+        assert_eq!(volumes[0].readonly, readonly, "{options}");
     }
 }
 

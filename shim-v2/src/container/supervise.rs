@@ -48,6 +48,10 @@ pub async fn supervise(
                 // An agent that cannot be asked is a machine that cannot be used.
                 sandbox.kill();
             }
+            if process.exec_id.is_empty() && sandbox.host_oom_kills() > 0 {
+                log::error!("the host ran out of the memory of the pod's cgroup");
+                tell_oom(&events, &container);
+            }
             Exit::now(KILLED)
         }
     };
@@ -61,7 +65,7 @@ pub async fn supervise(
             process.drop_streams();
         }
     }
-    publish_exit(&events, sandbox.pid(), &container, &process, exit);
+    publish_exit(&events, &container, &process, exit);
 }
 
 /// Publishes what the OOM killer does in a container, until it is deleted.
@@ -91,6 +95,11 @@ fn publish_oom(events: &Events, container: &Container, kills: u64) {
         "container {}: out of memory, {kills} processes killed so far",
         container.id
     );
+    tell_oom(events, container);
+}
+
+/// Also for a kill the guest did not count: its machine was killed with all in it.
+fn tell_oom(events: &Events, container: &Container) {
     events.publish(&TaskOOM {
         container_id: container.id.clone(),
         ..TaskOOM::default()
@@ -98,13 +107,7 @@ fn publish_oom(events: &Events, container: &Container, kills: u64) {
 }
 
 /// Records and publishes an exit, if it is the process's first.
-pub fn publish_exit(
-    events: &Events,
-    pid: u32,
-    container: &Container,
-    process: &Process,
-    exit: Exit,
-) {
+pub fn publish_exit(events: &Events, container: &Container, process: &Process, exit: Exit) {
     if !process.exited(exit) {
         return;
     }
@@ -120,7 +123,7 @@ pub fn publish_exit(
     events.publish(&TaskExit {
         container_id: container.id.clone(),
         id: id.to_owned(),
-        pid,
+        pid: container.pid,
         exit_status: exit.status,
         exited_at: Some(exit.at.into()).into(),
         ..TaskExit::default()

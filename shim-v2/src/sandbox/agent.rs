@@ -11,10 +11,11 @@ use std::io;
 use std::time::Duration;
 
 use agent_protocol::agent::{
-    Announce, CreateContainerRequest, DeleteProcessRequest, Empty, ExecProcessRequest,
-    ListPidsRequest, PauseContainerRequest, ReadCgroupRequest, ResizePtyRequest,
-    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest,
-    WaitOomRequest, WaitProcessRequest,
+    Announce, ConfigureNetworkRequest, CreateContainerRequest, DeleteProcessRequest, Empty,
+    ExecProcessRequest, Link, ListPidsRequest, NetworkChange, PauseContainerRequest, PingRequest,
+    ReadCgroupRequest, ResizePtyRequest, ResizeRequest, ResizeResponse, ResumeContainerRequest,
+    SignalProcessRequest, StartContainerRequest, UpdateContainerRequest, WaitOomRequest,
+    WaitProcessRequest,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
 use agent_protocol::{MAX_ANNOUNCE_LEN, RPC_PORT, VERSION};
@@ -36,16 +37,20 @@ const CREATE: Duration = Duration::from_secs(60);
 /// so that its answer comes and tells what became of the process.
 const START: Duration = Duration::from_secs(70);
 /// Killing what is left in a container and unmounting it.
-const DELETE: Duration = Duration::from_secs(4);
+const DELETE: Duration = Duration::from_millis(2800);
 /// Calls that only touch the agent's own state.
 const QUICK: Duration = Duration::from_secs(3);
 /// Freezing or thawing every process of a container; longer than the agent's own limit.
 const FREEZE: Duration = Duration::from_secs(12);
 /// Applying new limits: a smaller one for memory has to be reclaimed first.
 const UPDATE: Duration = Duration::from_secs(10);
-/// Pids and figures, for which there is a fallback. With [`END_GRACE`] this stays
+/// Bringing CPUs and memory online; longer than the agent's own limit.
+const RESIZE: Duration = Duration::from_secs(20);
+/// Pids and figures, for which there is a fallback, and a sign of life. With [`END_GRACE`] this stays
 /// within the 2 s that containerd itself waits for them.
 const LISTING: Duration = Duration::from_secs(1);
+/// Setting up the network: a few requests to the guest's kernel for each address and route.
+const NETWORK: Duration = Duration::from_secs(10);
 /// Ending the machine; the answer may never come.
 const POWER_OFF: Duration = Duration::from_secs(1);
 /// How long a broken connection may take to turn out as the VM's end.
@@ -191,12 +196,41 @@ impl Agent {
         Ok(Self { client, gone })
     }
 
-    /// Sets a container up; its program is found but not running yet.
-    pub async fn create(&self, request: &CreateContainerRequest) -> Result<(), AgentError> {
-        let call = self.client.create_container(within(CREATE), request);
-        self.call("CreateContainer", Some(CREATE), call)
+    /// Answers while the agent does.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn ping(&self) -> Result<(), AgentError> {
+        let request = PingRequest::default();
+        let call = self.client.ping(within(LISTING), &request);
+        self.call("Ping", Some(LISTING), call).await.map(drop)
+    }
+
+    /// The guest's network devices.
+    pub async fn links(&self) -> Result<Vec<Link>, AgentError> {
+        let request = Empty::default();
+        let call = self.client.list_links(within(NETWORK), &request);
+        Ok(self.call("ListLinks", Some(NETWORK), call).await?.links)
+    }
+
+    /// Changes the guest's network.
+    pub async fn configure_network(&self, changes: Vec<NetworkChange>) -> Result<(), AgentError> {
+        let request = ConfigureNetworkRequest {
+            changes,
+            ..ConfigureNetworkRequest::default()
+        };
+        let call = self.client.configure_network(within(NETWORK), &request);
+        self.call("ConfigureNetwork", Some(NETWORK), call)
             .await
             .map(drop)
+    }
+
+    /// Sets a container up; its program is found but not running yet. Returns its init's
+    /// pid in the guest.
+    pub async fn create(&self, request: &CreateContainerRequest) -> Result<u32, AgentError> {
+        let call = self.client.create_container(within(CREATE), request);
+        let created = self.call("CreateContainer", Some(CREATE), call).await?;
+        Ok(created.pid)
     }
 
     /// Lets a created container's program run.
@@ -326,6 +360,18 @@ impl Agent {
     pub async fn resize(&self, request: &ResizePtyRequest) -> Result<(), AgentError> {
         let call = self.client.resize_pty(within(QUICK), request);
         self.call("ResizePty", Some(QUICK), call).await.map(drop)
+    }
+
+    /// Has the guest use the CPUs and the memory (as its MemTotal, in KiB) it was given;
+    /// tells what it has.
+    pub async fn use_size(&self, cpus: u32, memory_kib: u64) -> Result<ResizeResponse, AgentError> {
+        let request = ResizeRequest {
+            cpus,
+            memory_kib,
+            ..ResizeRequest::default()
+        };
+        let call = self.client.resize(within(RESIZE), &request);
+        self.call("Resize", Some(RESIZE), call).await
     }
 
     /// The pids in a container, as the guest numbers them.

@@ -6,7 +6,7 @@
 //! in `state.json`.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_protocol::{BELL_PORT, NONCE_KEY, SHARE_TAG};
-use husk_vmm::config::{ConsoleConfig, KernelConfig, ShareConfig, Source, VmConfig, VsockConfig};
+use husk_vmm::config::{
+    ConsoleConfig, KernelConfig, MacAddress, NetConfig, ShareConfig, Source, VmConfig, VsockConfig,
+};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -23,7 +25,12 @@ use tokio::time::timeout;
 use super::agent::{self, Agent, AgentError, BellError};
 use super::cleanup::CleanupError;
 use super::control::Control;
-use super::size::{Host, Size};
+use super::growth::{Growth, Sizing};
+use super::network::scan::Scan;
+use super::network::{self, Network, NetworkError, Nic};
+use super::oom_score;
+use super::pod_cgroup::{self, Place};
+use super::size::{Ceiling, Host, Size};
 use super::state_file::{ProcessRef, StateFile};
 use super::vmm_process::{self, Spawned, VmmEnd};
 use super::vsock::Vsock;
@@ -41,8 +48,9 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(60);
 const GUEST_CID: u32 = 3;
 /// Silent unless it panics, then at once: the VMM keeps the text and sees the reset.
 /// `swiotlb`: no device here needs bounce buffers, for which a guest with memory
-/// above 4 GiB would set 64 MiB aside.
-const CMDLINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 reboot=k swiotlb=noforce";
+/// above 4 GiB would set 64 MiB aside. `numdummies`: no link that the pod has not.
+const CMDLINE: &str =
+    "console=ttyS0 quiet loglevel=1 panic=-1 reboot=k swiotlb=noforce dummy.numdummies=0";
 
 /// Why a sandbox did not come up.
 #[derive(Debug, Error)]
@@ -66,6 +74,16 @@ pub enum BootError {
         /// What is wrong with it.
         problem: String,
     },
+    /// The pod's cgroup cannot be used.
+    #[error(
+        "linux.cgroupsPath: cgroup {path} cannot be entered: is the pod's cgroup there, and without processes of its own?"
+    )]
+    Cgroup {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The jail's mount.
     #[error(transparent)]
     Mount(#[from] MountError),
@@ -80,6 +98,9 @@ pub enum BootError {
     /// A hook of the first container.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// The pod's network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
     /// The VMM ended while booting.
     #[error("the virtual machine did not boot: {0}")]
     Ended(String),
@@ -116,15 +137,28 @@ pub async fn boot(
     hooks: &HostHooks,
     cancelled: watch::Receiver<bool>,
 ) -> Result<Sandbox, BootError> {
-    let size = super::size::size(spec.resources(), config, Host::read());
+    let place = spec.pod_place();
+    let root = Path::new(pod_cgroup::ROOT);
+    let sizing = Sizing {
+        place: place.clone(),
+        workload: spec.sandbox_limits(config.size_annotations)?,
+        config: config.clone(),
+        host: Host::read(),
+    };
+    let size = sizing.size(sizing.workload, sizing.pod());
+    let ceiling = Ceiling::new(size, sizing.host);
     log::info!("booting: {} vCPU, {} MiB", size.vcpus, size.memory_mib);
     let files = Files::open(config)?;
-    let netns = spec.network_namespace()?.map(open_netns).transpose()?;
+    let netns_path = spec.network_namespace()?.map(Path::to_owned);
+    let netns = netns_path.as_deref().map(open_netns).transpose()?;
     let (vmm, record) = (config.vmm.clone(), file.clone());
     let oom_score_adj = spec.oom_score_adj();
     let prepare = move || {
+        if let Some(place) = &place {
+            enter_pod_cgroup(place, root, &record)?;
+        }
         let prepared = prepare(&vmm, &record, files, netns)?;
-        set_oom_score(prepared.spawned.pid, oom_score_adj);
+        oom_score::set(prepared.spawned.pid, oom_score_adj);
         Ok::<_, BootError>(prepared)
     };
     let prepared = tokio::task::spawn_blocking(prepare).await;
@@ -137,19 +171,23 @@ pub async fn boot(
         listener,
     } = prepared;
 
-    let (mut config_pipe, control, watch) = spawned.into_parts();
+    let (configure, control, watch) = spawned.into_parts();
     let vmm = watch().map_err(host("watch the VMM"))?;
     let control = Control::start(control).map_err(host("use the control socket"))?;
     let pid = vmm.pid().unsigned_abs();
     let ran = async { Ok(hooks.create(&file, pid).await?) };
     unless_over(ran, vmm.gone(), cancelled.clone()).await?;
+    let Network { nics, scan } = connect_network(file.clone(), pid, netns_path).await?;
     let nonce = nonce().map_err(host("read random bytes"))?;
-    let document = vm_config(size, config, &files, &listener, &nonce);
+    let document = VmConfig {
+        net: nics.iter().enumerate().map(net_config).collect(),
+        ..vm_config(size, ceiling, config, &files, &listener, &nonce)
+    };
     let json = serde_json::to_vec(&document).map_err(|e| host("write the VmConfig")(e.into()))?;
-    config_pipe
-        .write_all(&json)
-        .map_err(host("write the VmConfig"))?;
-    drop((config_pipe, files, listener));
+    let taps: Vec<&OwnedFd> = nics.iter().map(|nic| &nic.tap).collect();
+    vmm_process::configure(configure, &json, &taps).map_err(host("write the VmConfig"))?;
+    // The VMM alone has the taps now, and with its end they are gone.
+    drop((nics, files, listener));
 
     bell.set_nonblocking(true)
         .map_err(host("wait for the agent"))?;
@@ -161,14 +199,40 @@ pub async fn boot(
     drop(bell);
     fs::remove_file(vsock.path(&bell_name())).map_err(host("close the bell"))?;
     let agent = Agent::connect(&vsock, vmm.gone()).await?;
+    configure_network(&agent, &scan).await?;
+    let growth = Growth::start(sizing, size, ceiling, control.clone(), agent.clone());
     Ok(Sandbox {
         file,
         agent,
         vsock,
         control,
+        growth,
         vmm,
         stop: watch::Sender::new(Stop::No),
     })
+}
+
+/// Reads the pod's network namespace, which the hooks have made what it is, and makes the taps.
+async fn connect_network(
+    file: Arc<StateFile>,
+    vmm: u32,
+    name: Option<PathBuf>,
+) -> Result<Network, BootError> {
+    let own = PathBuf::from(format!("/proc/{vmm}/ns/net"));
+    let connect = move || network::connect(&file, &own, name.as_deref());
+    let connected = tokio::task::spawn_blocking(connect).await;
+    let network =
+        connected.map_err(|error| host("connect the network")(io::Error::other(error)))?;
+    Ok(network?)
+}
+
+/// Gives the guest's devices the names, addresses, routes and rules of the pod's.
+async fn configure_network(agent: &Agent, scan: &Scan) -> Result<(), BootError> {
+    if scan.links.is_empty() {
+        return Ok(());
+    }
+    let changes = network::mirror::changes(scan, &agent.links().await?)?;
+    Ok(agent.configure_network(changes).await?)
 }
 
 /// Waits until the agent announced itself.
@@ -247,6 +311,23 @@ fn open_netns(path: &Path) -> Result<OwnedFd, BootError> {
     Ok(netns.into())
 }
 
+/// Moves the shim to where the pod's processes are counted and limited; the VMM follows as its
+/// child.
+fn enter_pod_cgroup(place: &Place, root: &Path, file: &StateFile) -> Result<(), BootError> {
+    oom_score::protect_shim();
+    let own = fs::read_to_string("/proc/self/cgroup").map_err(host("find the shim's cgroup"))?;
+    let leaves = place.leaves(root, &own);
+    file.record(|state| state.cgroups.clone_from(&leaves))
+        .map_err(host("record the pod's cgroup"))?;
+    for leaf in leaves {
+        leaf.enter().map_err(|source| BootError::Cgroup {
+            path: leaf.path.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
 /// What exists once the VMM waits for its configuration.
 struct Prepared {
     spawned: Spawned,
@@ -286,15 +367,6 @@ fn prepare(
     })
 }
 
-/// The VMM counts as what runs in it. Left alone it would inherit the protection of
-/// containerd, and the host could not free the memory of a guest at all.
-fn set_oom_score(pid: i32, adjust: i64) {
-    let path = format!("/proc/{pid}/oom_score_adj");
-    if let Err(error) = fs::write(&path, adjust.to_string()) {
-        log::warn!("{path} cannot be set to {adjust}: {error}");
-    }
-}
-
 /// Makes the VMM's root: the share, a mount of its own whose later mounts reach the
 /// VMM's namespace, and a place for the VMM's proc.
 fn make_jail(file: &StateFile) -> Result<PathBuf, BootError> {
@@ -314,6 +386,7 @@ fn make_jail(file: &StateFile) -> Result<PathBuf, BootError> {
 
 fn vm_config(
     size: Size,
+    Ceiling(most): Ceiling,
     config: &Config,
     files: &Files,
     listener: &OwnedFd,
@@ -324,7 +397,9 @@ fn vm_config(
     let fd = |fd: &OwnedFd| Source::Fd(fd.as_raw_fd());
     VmConfig {
         vcpus: size.vcpus,
+        max_vcpus: Some(most.vcpus),
         memory_mib: size.memory_mib,
+        max_memory_mib: Some(most.memory_mib),
         kernel: KernelConfig {
             image: fd(&files.kernel),
             initramfs: Some(fd(&files.initramfs)),
@@ -342,6 +417,16 @@ fn vm_config(
             root: "/share".into(),
             exports: Vec::new(),
         }),
+        net: Vec::new(),
+    }
+}
+
+/// The taps come with the document, in the order of the devices.
+fn net_config((received, nic): (usize, &Nic)) -> NetConfig {
+    NetConfig {
+        tap: Source::Received { received },
+        mac: MacAddress(nic.mac),
+        mtu: nic.mtu,
     }
 }
 
@@ -373,7 +458,19 @@ mod tests {
             memory_mib: 64,
         };
         let nonce = nonce().unwrap();
-        let document = vm_config(size, &config, &files, &null(), &nonce);
+        let most = Size {
+            vcpus: 4,
+            memory_mib: 4096,
+        };
+        let nics = [1, 2].map(|last| Nic {
+            tap: null(),
+            mac: [2, 0, 0, 0, 0, last],
+            mtu: 1450,
+        });
+        let document = VmConfig {
+            net: nics.iter().enumerate().map(net_config).collect(),
+            ..vm_config(size, Ceiling(most), &config, &files, &null(), &nonce)
+        };
         let json = serde_json::to_vec(&document).unwrap();
         assert_eq!(VmConfig::from_json(&json).unwrap(), document);
         let cmdline = document.kernel.cmdline;

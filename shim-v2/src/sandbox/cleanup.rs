@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
+use super::network::NetworkError;
+use super::pod_cgroup::Leaf;
 use super::state_file::{ProcessRef, StateFile};
 use crate::beneath;
 use crate::mount;
@@ -45,6 +47,9 @@ pub enum CleanupError {
         /// Why.
         source: io::Error,
     },
+    /// Something stayed in the pod's network namespace.
+    #[error("the redirects in the pod's network namespace cannot be removed")]
+    Network(#[source] NetworkError),
     /// The state could not be written back.
     #[error("state.json in {dir} cannot be written")]
     State {
@@ -55,7 +60,7 @@ pub enum CleanupError {
     },
 }
 
-/// Undoes the sandbox: VMM, mounts, jail. The shim itself may live on.
+/// Undoes the sandbox: VMM, redirects, mounts, jail. The shim itself may live on.
 ///
 /// # Errors
 /// The first thing that could not be undone; everything else was tried.
@@ -65,16 +70,47 @@ pub fn release_sandbox(file: &StateFile) -> Result<(), CleanupError> {
         Some(vmm) => kill(vmm),
         None => Ok(()),
     };
+    let disconnected = disconnect(file);
     let unmounted = unmount_all(file, &state.mounts);
     let removed = unmounted.and_then(|()| remove_tree(file.dir(), &file.jail()));
     let forgotten = match (&killed, &state.vmm) {
         (Ok(()), Some(_)) => record(file, |state| state.vmm = None),
         _ => Ok(()),
     };
-    killed.and(removed).and(forgotten)
+    let left = match &killed {
+        Ok(()) => leave_cgroups(file, &state.cgroups),
+        Err(_) => Ok(()),
+    };
+    let network = killed.and(disconnected);
+    network.and(removed).and(forgotten).and(left)
 }
 
-/// Undoes what the shim itself made: its socket and the run directory. The last
+/// Takes the redirects to the taps out of the pod's network namespace.
+fn disconnect(file: &StateFile) -> Result<(), CleanupError> {
+    let Some(redirects) = file.state().redirects else {
+        return Ok(());
+    };
+    redirects.remove().map_err(CleanupError::Network)?;
+    record(file, |state| state.redirects = None)
+}
+
+/// Removes the leaves below the pod's cgroup; this process goes back to where it came from.
+fn leave_cgroups(file: &StateFile, leaves: &[Leaf]) -> Result<(), CleanupError> {
+    let mut result = Ok(());
+    for leaf in leaves {
+        let left = leaf.leave().map_err(|source| CleanupError::Remove {
+            path: leaf.path.clone(),
+            source,
+        });
+        result = result.and(left);
+    }
+    if result.is_ok() && !leaves.is_empty() {
+        result = record(file, |state| state.cgroups.clear());
+    }
+    result
+}
+
+/// Undoes what the shim itself made: a pod's files, its socket and the run directory. The last
 /// step, after [`release_sandbox`].
 ///
 /// # Errors
@@ -83,6 +119,8 @@ pub fn remove_shim(file: &StateFile) -> Result<(), CleanupError> {
     let state = file.state();
     let socket = state.socket.map_or(Ok(()), |socket| remove_file(&socket));
     let address = remove_file(&state.bundle.join("address"));
+    let files = state.files.iter().rev().map(|file| remove_file(file));
+    let files = files.fold(Ok(()), Result::and);
     let dir = remove_tree(file.dir(), file.dir());
     // The directories above go with their last sandbox; until then they are not empty.
     for above in file.dir().ancestors().skip(1).take(2) {
@@ -90,7 +128,7 @@ pub fn remove_shim(file: &StateFile) -> Result<(), CleanupError> {
             break;
         }
     }
-    socket.and(address).and(dir)
+    socket.and(address).and(files).and(dir)
 }
 
 /// Kills a process, if it is still the one recorded, and waits until it is gone.

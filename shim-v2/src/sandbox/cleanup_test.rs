@@ -16,6 +16,7 @@ fn state_file(dir: &Path) -> StateFile {
     let state = State {
         socket: Some(dir.join("socket")),
         bundle: dir.join("bundle"),
+        files: vec![dir.join("bundle/hosts"), dir.join("bundle/never-written")],
         ..State::default()
     };
     StateFile::create(dir.join("run/ns/id"), state).unwrap()
@@ -32,6 +33,7 @@ fn everything_of_the_shims_making_goes_and_a_second_run_is_harmless() {
     drop(UnixListener::bind(dir.join("socket")).unwrap());
     fs::create_dir(dir.join("bundle")).unwrap();
     fs::write(dir.join("bundle/address"), "unix://x").unwrap();
+    fs::write(dir.join("bundle/hosts"), "127.0.0.1 localhost").unwrap();
     for _ in 0..2 {
         release_sandbox(&file).unwrap();
         remove_shim(&file).unwrap();

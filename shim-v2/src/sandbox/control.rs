@@ -19,8 +19,9 @@ use tokio::time::timeout;
 
 use crate::sys;
 
-/// How long the VMM may take for one request.
-const DEADLINE: Duration = Duration::from_secs(5);
+/// How long the VMM may take for one request. Opening a directory of a volume is part of
+/// it, which a file system on the network may let wait.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Why the VMM did not do what it was asked to.
 #[derive(Debug, Error)]
@@ -37,7 +38,7 @@ pub enum ControlError {
 #[derive(Clone, Debug)]
 pub struct Control(mpsc::Sender<Call>);
 
-type Call = (Request, oneshot::Sender<Result<(), ControlError>>);
+type Call = (Request, oneshot::Sender<Result<Response, ControlError>>);
 
 impl Control {
     /// Takes over the shim's end of the socket pair.
@@ -55,7 +56,7 @@ impl Control {
     pub async fn add_share(&self, path: &Path, cache: CachePolicy) -> Result<(), ControlError> {
         let path = path.to_owned();
         let export = Export { path, cache };
-        self.call(Request::AddShare { export }).await
+        self.call(Request::AddShare { export }).await.map(drop)
     }
 
     /// Takes a tree back; the VMM holds nothing below it afterwards.
@@ -63,7 +64,51 @@ impl Control {
     /// # Errors
     /// See [`ControlError`].
     pub async fn remove_share(&self, path: PathBuf) -> Result<(), ControlError> {
-        self.call(Request::RemoveShare { path }).await
+        self.call(Request::RemoveShare { path }).await.map(drop)
+    }
+
+    /// Starts the thread that stands for a container. Returns its id in the VMM's pid
+    /// namespace.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn add_thread(&self, container: String) -> Result<i32, ControlError> {
+        match self.call(Request::AddThread { container }).await? {
+            Response::Thread(id) => Ok(id),
+            other => Err(ControlError::Refused(format!("no thread: {other:?}"))),
+        }
+    }
+
+    /// Ends the thread that stands for a container.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn remove_thread(&self, container: String) -> Result<(), ControlError> {
+        self.call(Request::RemoveThread { container })
+            .await
+            .map(drop)
+    }
+
+    /// Adds vCPUs until there are `count`. Returns how many there are.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn grow_vcpus(&self, count: u32) -> Result<u32, ControlError> {
+        match self.call(Request::GrowVcpus { count }).await? {
+            Response::Vcpus(count) => Ok(count),
+            other => Err(ControlError::Refused(format!("no vCPUs: {other:?}"))),
+        }
+    }
+
+    /// Has the guest plug memory until it has `mib` MiB. Returns how many it has.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn resize_memory(&self, mib: u32) -> Result<u32, ControlError> {
+        match self.call(Request::ResizeMemory { mib }).await? {
+            Response::MemoryMib(mib) => Ok(mib),
+            other => Err(ControlError::Refused(format!("no memory: {other:?}"))),
+        }
     }
 
     /// Stops the machine at once.
@@ -71,10 +116,10 @@ impl Control {
     /// # Errors
     /// See [`ControlError`].
     pub async fn stop(&self) -> Result<(), ControlError> {
-        self.call(Request::Stop).await
+        self.call(Request::Stop).await.map(drop)
     }
 
-    async fn call(&self, request: Request) -> Result<(), ControlError> {
+    async fn call(&self, request: Request) -> Result<Response, ControlError> {
         let (done, answer) = oneshot::channel();
         let gone = || ControlError::Silent(io::ErrorKind::BrokenPipe.into());
         self.0.send((request, done)).await.map_err(|_| gone())?;
@@ -87,8 +132,8 @@ impl Control {
 async fn serve(socket: AsyncFd<OwnedFd>, mut queue: mpsc::Receiver<Call>) {
     while let Some((request, done)) = queue.recv().await {
         let result = match timeout(DEADLINE, exchange(&socket, &request)).await {
-            Ok(Ok(Response::Ok)) => Ok(()),
             Ok(Ok(Response::Error(text))) => Err(ControlError::Refused(text)),
+            Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(ControlError::Silent(error)),
             Err(_) => Err(ControlError::Silent(io::ErrorKind::TimedOut.into())),
         };

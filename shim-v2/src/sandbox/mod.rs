@@ -20,8 +20,14 @@ pub mod agent;
 pub mod boot;
 pub mod cleanup;
 pub mod control;
+pub mod demand;
+pub mod growth;
+pub mod network;
+pub mod oom_score;
+pub mod pod_cgroup;
 pub mod size;
 pub mod state_file;
+pub mod usage;
 pub mod vmm_process;
 pub mod vsock;
 
@@ -35,6 +41,7 @@ use tokio::time::timeout;
 
 use agent::{Agent, AgentError};
 use control::{Control, ControlError};
+use growth::Growth;
 use state_file::StateFile;
 use vmm_process::VmmProcess;
 use vsock::Vsock;
@@ -63,6 +70,8 @@ pub struct Sandbox {
     pub vsock: Vsock,
     /// The VMM's control socket.
     pub control: Control,
+    /// The VM's size.
+    pub growth: Growth,
     vmm: VmmProcess,
     stop: watch::Sender<Stop>,
 }
@@ -75,10 +84,27 @@ enum Stop {
 }
 
 impl Sandbox {
-    /// The VMM's pid on the host, which is what containerd is told as the task's:
-    /// its network namespace is the pod's.
+    /// The VMM's pid on the host, which is what containerd is told as the first
+    /// container's: its network namespace is the pod's.
     pub fn pid(&self) -> u32 {
         u32::try_from(self.vmm.pid()).unwrap_or_default()
+    }
+
+    /// Starts a thread of the VMM that stands for one more container. Returns its id on the
+    /// host, which containerd is told as the container's.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn stand_in(&self, container: String) -> Result<u32, ControlError> {
+        let inner = self.control.add_thread(container).await?;
+        let found = vmm_process::thread_on_host(self.pid(), inner);
+        found.map_err(ControlError::Silent)
+    }
+
+    /// How many processes the host's OOM killer has killed in the pod's cgroup.
+    pub fn host_oom_kills(&self) -> u64 {
+        let leaves = self.file.state().cgroups;
+        leaves.iter().map(pod_cgroup::Leaf::oom_kills).sum()
     }
 
     /// Kills the VMM at once; everything that waits for the guest ends with it.
@@ -109,6 +135,11 @@ impl Sandbox {
         drop(done.wait_for(|stop| *stop == Stop::Done).await);
     }
 
+    /// Waits until the machine is gone, for whatever reason.
+    pub async fn gone(&self) {
+        drop(vmm_process::end(&mut self.vmm.gone()).await);
+    }
+
     /// Why the machine ended by itself; `None` while it lives and after an orderly end.
     pub fn died_of(&self) -> Option<String> {
         let gone = self.vmm.gone();
@@ -121,7 +152,9 @@ impl Sandbox {
     /// why the machine ended, not which socket broke. Other errors stay as they are.
     pub async fn blame(&self, call: &'static str, error: Error) -> Error {
         let broken = match &error {
-            Error::Stdio(StdioError::Connect { .. }) => true,
+            Error::Stdio(StdioError::Connect { .. }) | Error::Control(ControlError::Silent(_)) => {
+                true
+            }
             Error::Rootfs(RootfsError::Export { source, .. }) => {
                 matches!(source, ControlError::Silent(_))
             }

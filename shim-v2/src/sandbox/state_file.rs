@@ -9,6 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::network::Redirects;
+use super::pod_cgroup::Leaf;
+
 /// Directory of all sandboxes: `<namespace>/<sandbox id>/` below it.
 const RUN_DIR: &str = "/run/husk";
 /// Version of the file's format; another one is not touched.
@@ -28,11 +31,30 @@ pub struct State {
     pub bundle: PathBuf,
     /// The VMM.
     pub vmm: Option<ProcessRef>,
+    /// The leaves of the pod's cgroup that shim and VMM live in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cgroups: Vec<Leaf>,
+    /// Files of a pod's containers, in the bundle.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<PathBuf>,
+    /// What was added to the links in the pod's network namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub redirects: Option<Redirects>,
     /// Mount points in the order of mounting.
     pub mounts: Vec<PathBuf>,
     /// Containers whose hooks were run, or begun with: their `poststop` is due.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hooked: Vec<HookedContainer>,
+    /// The sandbox's first container was deleted, and others go on.
+    #[serde(default)]
+    pub outlived: bool,
+}
+
+impl State {
+    /// Whether the shim lives.
+    pub fn is_served(&self) -> bool {
+        self.shim.is_some_and(|shim| shim.is_alive())
+    }
 }
 
 /// A container with hooks.

@@ -2,16 +2,19 @@
 
 use std::collections::VecDeque;
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, IoSlice, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use husk_vmm::exit::Exit;
 use nix::fcntl::OFlag;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socketpair,
+};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -48,8 +51,8 @@ pub struct VmmEnd {
 pub struct Spawned {
     /// Its pid on the host.
     pub pid: i32,
-    /// Writing end of the configuration pipe.
-    pub config: File,
+    /// Where it reads its configuration.
+    pub config: UnixStream,
     /// The shim's end of the control socket.
     pub control: OwnedFd,
     pidfd: OwnedFd,
@@ -64,6 +67,25 @@ pub struct VmmProcess {
     gone: watch::Receiver<Option<VmmEnd>>,
 }
 
+/// The id on the host of a thread of the VMM that has the id `inner` in its pid namespace.
+///
+/// # Errors
+/// `NotFound` if there is none.
+pub fn thread_on_host(vmm: u32, inner: i32) -> io::Result<u32> {
+    for thread in fs::read_dir(format!("/proc/{vmm}/task"))?.flatten() {
+        // A thread may end while they are read.
+        let status = fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        // proc_pid_status(5): the ids in all nested namespaces, outermost first.
+        let ids = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        let innermost = ids.and_then(|ids| ids.split_whitespace().last()?.parse().ok());
+        let name = thread.file_name().to_str().and_then(|id| id.parse().ok());
+        if let (Some(id), true) = (name, innermost == Some(inner)) {
+            return Ok(id);
+        }
+    }
+    Err(io::ErrorKind::NotFound.into())
+}
+
 /// Clones the VMM into its namespaces. `inherit` are the descriptors its
 /// configuration will name, `netns` the network namespace to join.
 ///
@@ -75,7 +97,8 @@ pub fn spawn(
     inherit: &[&OwnedFd],
     netns: Option<OwnedFd>,
 ) -> io::Result<Spawned> {
-    let (config_read, config) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    let (config, config_vmm) = UnixStream::pair()?;
+    let config_vmm = OwnedFd::from(config_vmm);
     let (log, log_write) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     let (control, control_vmm) = socketpair(
         AddressFamily::Unix,
@@ -88,13 +111,13 @@ pub fn spawn(
         c"--jail".to_owned(),
         sys::c_path(jail)?,
         c"--config-fd".to_owned(),
-        number(&config_read)?,
+        number(&config_vmm)?,
         c"--control-fd".to_owned(),
         number(&control_vmm)?,
         c"--log-fd".to_owned(),
         number(&log_write)?,
     ];
-    let own = [&config_read, &control_vmm, &log_write];
+    let own = [&config_vmm, &control_vmm, &log_write];
     let program = Program {
         path: sys::c_path(vmm)?,
         args: args.into(),
@@ -111,11 +134,26 @@ pub fn spawn(
     let (pid, pidfd) = sys::clone_into_namespaces(&program)?;
     Ok(Spawned {
         pid,
-        config: config.into(),
+        config,
         control,
         pidfd,
         log,
     })
+}
+
+/// Writes a VMM its configuration, and with it the descriptors that did not exist when it was
+/// cloned.
+///
+/// # Errors
+/// What the socket says; `BrokenPipe` if the VMM is gone.
+pub fn configure(mut vmm: UnixStream, json: &[u8], late: &[&OwnedFd]) -> io::Result<()> {
+    let fds: Vec<_> = late.iter().map(|fd| fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&fds)];
+    let rights = if fds.is_empty() { &[][..] } else { &rights };
+    let whole = [IoSlice::new(json)];
+    let flags = MsgFlags::MSG_NOSIGNAL;
+    let sent = sendmsg::<UnixAddr>(vmm.as_raw_fd(), &whole, rights, flags, None)?;
+    vmm.write_all(&json[sent..])
 }
 
 fn number(fd: &OwnedFd) -> io::Result<CString> {
@@ -162,7 +200,7 @@ impl Drop for VmmProcess {
 
 impl Spawned {
     /// Splits off what [`VmmProcess::watch`] takes.
-    pub fn into_parts(self) -> (File, OwnedFd, impl FnOnce() -> io::Result<VmmProcess>) {
+    pub fn into_parts(self) -> (UnixStream, OwnedFd, impl FnOnce() -> io::Result<VmmProcess>) {
         let watch = move || VmmProcess::watch(self.pid, self.pidfd, self.log);
         (self.config, self.control, watch)
     }
@@ -282,6 +320,22 @@ fn split_level(line: &str) -> (log::Level, &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn late_descriptors_reach_the_vmm_with_its_configuration() {
+        use husk_vmm::opener::Descriptors;
+
+        let file = OwnedFd::from(fs::File::open("/dev/null").unwrap());
+        for late in [&[][..], &[&file], &[&file, &file]] {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            configure(ours, &[b'x'; 20_000], late).unwrap();
+            let mut descriptors = Descriptors::default();
+            let document = descriptors.read_document(theirs.into()).unwrap();
+            assert_eq!(document, [b'x'; 20_000]);
+            let received = format!("{descriptors:?}").matches("Some(").count();
+            assert_eq!(received, late.len());
+        }
+    }
 
     #[test]
     fn levels_are_recognised_and_everything_else_is_an_error() {

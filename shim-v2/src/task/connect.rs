@@ -6,11 +6,11 @@ use crate::shim::Shim;
 
 /// Tells the shim's pid and the task's.
 pub fn connect(shim: &Shim, request: &ConnectRequest) -> ConnectResponse {
-    let exists = shim.containers.get(&request.id).is_ok();
-    let sandbox = shim.slot.get().filter(|_| exists);
+    let container = shim.containers.get(&request.id).ok();
+    let container = container.filter(|_| shim.slot.get().is_some());
     ConnectResponse {
         shim_pid: std::process::id(),
-        task_pid: sandbox.map_or(0, |sandbox| sandbox.pid()),
+        task_pid: container.map_or(0, |container| container.pid),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ..ConnectResponse::default()
     }

@@ -5,6 +5,8 @@
 //! After that, a failure undoes what this call made: the whole sandbox if it was
 //! booted for this container, otherwise the container's share of it.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,17 +17,23 @@ use containerd_shim_protos::events::task::{TaskCreate, TaskIO};
 use crate::config::{self, Config};
 use crate::container::Container;
 use crate::container::oci::Spec;
+use crate::container::pod::{Pod, PodRole};
 use crate::container::process::Process;
+use crate::container::rlimits;
 use crate::container::rootfs::{RootfsError, Shared, Sources, source_kind};
 use crate::container::stdio::{Fifos, Paths};
 use crate::container::supervise::{supervise, watch_oom};
 use crate::error::Error;
 use crate::hooks::{self, HostHooks};
 use crate::ids;
+use crate::sandbox::Sandbox;
 use crate::sandbox::boot::boot;
+use crate::sandbox::oom_score;
 use crate::sandbox::state_file::StateFile;
-use crate::sandbox::{self, Sandbox};
 use crate::shim::Shim;
+
+/// Process 1 of the guest, its agent.
+const GUEST_INIT: u32 = 1;
 
 /// A checked request: nothing exists for it yet.
 struct Plan {
@@ -44,8 +52,8 @@ pub async fn create(
     ids::check(&request.id)?;
     let reservation = shim.containers.reserve(&request.id)?;
     let planned = {
-        let request = request.clone();
-        tokio::task::spawn_blocking(move || plan(request)).await
+        let (shim, request) = (shim.clone(), request.clone());
+        tokio::task::spawn_blocking(move || plan(&shim, request)).await
     };
     let (plan, config) = planned.map_err(|_| Error::Panicked("Create"))??;
     let mut shared = Shared::default();
@@ -58,24 +66,34 @@ pub async fn create(
     };
     let (id, bundle) = (plan.sources.id.clone(), plan.sources.bundle.clone());
     let made = async {
+        let mut pid = sandbox.pid();
         if !booted {
             let file = &sandbox.file;
             on_host(&mut shared, file, &plan.sources, Shared::mount_snapshot).await?;
-            plan.hooks.create(file, sandbox.pid()).await?;
+            pid = sandbox.stand_in(id.clone()).await?;
+            oom_score::raise(sandbox.pid(), plan.spec.oom_score_adj());
+            plan.hooks.create(file, pid).await?;
         }
-        set_up(&sandbox, plan, &mut shared).await
+        // Before the guest limits the container to what there might not be.
+        let resources = plan.spec.resources().clone();
+        sandbox.growth.fit(&id, resources).await;
+        let init = set_up(&sandbox, plan, &mut shared).await?;
+        Ok::<_, Error>((pid, init))
     };
-    let init = match made.await {
-        Ok(init) => init,
+    let (pid, init) = match made.await {
+        Ok(made) => made,
         Err(error) => {
             let error = sandbox.blame("Create", error).await;
             undo(&shim, &sandbox, booted, shared, id).await;
             return Err(error);
         }
     };
-    let container = Arc::new(Container::new(id, bundle, init, shared));
-    let pid = sandbox.pid();
-    reservation.fill(container.clone());
+    let container = Arc::new(Container::new(id, bundle, pid, init, shared));
+    if !reservation.fill(container.clone()) {
+        let (shared, id) = (container.shared.clone(), container.id.clone());
+        undo(&shim, &sandbox, booted, shared, id).await;
+        return Err(Error::GivenUp);
+    }
     shim.events.publish(&created(&request, pid));
     let init = container.init.clone();
     let events = &shim.events;
@@ -92,11 +110,21 @@ pub async fn create(
 }
 
 /// Reads and checks all that can be known without a VM.
-fn plan(request: CreateTaskRequest) -> Result<(Plan, Config), Error> {
+fn plan(shim: &Shim, request: CreateTaskRequest) -> Result<(Plan, Config), Error> {
     if !request.checkpoint.is_empty() {
         let problem = "restoring a checkpoint is not supported".to_owned();
         return Err(Error::Argument {
             what: "checkpoint",
+            problem,
+        });
+    }
+    if let Some(part) = request.rootfs.iter().find(|part| !part.target.is_empty()) {
+        let problem = format!(
+            "a mount within the rootfs, at {}, is not supported",
+            part.target
+        );
+        return Err(Error::Argument {
+            what: "rootfs",
             problem,
         });
     }
@@ -109,11 +137,25 @@ fn plan(request: CreateTaskRequest) -> Result<(Plan, Config), Error> {
     };
     stdio.check()?;
     let bundle = PathBuf::from(request.bundle);
-    let spec = Spec::load(&bundle)?;
+    let mut spec = Spec::load(&bundle)?;
+    spec.inherit_limits(&rlimits::own());
     let rootfs = spec.rootfs(&bundle)?;
-    let guest = spec
-        .clone()
-        .for_guest(&request.id, &bundle, config.lsm_labels, source_kind)?;
+    let pod = match (spec.pod_role(), shim.pod.get()) {
+        (PodRole::Member { sandbox }, _) => Some(pod(shim, sandbox, &spec)?),
+        // A client that is no CRI server names the sandbox by its shim.
+        (_, Some(created)) => Some(pod(shim, created.id.clone(), &spec)?),
+        (PodRole::Alone | PodRole::Sandbox, None) => None,
+    };
+    if let Some(created) = shim.pod.get() {
+        spec.furnish(&created.etc);
+    }
+    let guest = spec.clone().for_guest(
+        &request.id,
+        &bundle,
+        config.lsm_labels,
+        pod.as_ref(),
+        source_kind,
+    )?;
     let hooks = HostHooks::new(&spec, &request.id, &bundle);
     let sources = Sources {
         id: request.id,
@@ -137,6 +179,31 @@ fn plan(request: CreateTaskRequest) -> Result<(Plan, Config), Error> {
     Ok((plan, config))
 }
 
+/// The running pod that a container of `sandbox` joins.
+fn pod(shim: &Shim, sandbox: String, spec: &Spec) -> Result<Pod, Error> {
+    let vm = shim.slot.get();
+    let created = shim.pod.of(&sandbox).ok();
+    // Without a pause container it is the machine that has to be there.
+    let runs = match created {
+        Some(created) => created.exit().is_none(),
+        None => shim.containers.get(&sandbox).is_ok(),
+    };
+    let vm = vm.filter(|_| runs).ok_or(Error::NoPod(sandbox))?;
+    let mut pids = shim.containers.pids();
+    // The namespaces of such a pod are the guest's own, of which the VMM's pid tells.
+    pids.extend(created.map(|_| (vm.pid(), GUEST_INIT)));
+    // By whatever path: the guest has one network, and it is the pod's.
+    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let pods = format!("/proc/{}/ns/net", vm.pid());
+    match spec.network_namespace()? {
+        Some(path) if identity(path) != identity(Path::new(&pods)) => Err(Error::Argument {
+            what: "linux.namespaces",
+            problem: format!("the network {} is not the pod's", path.display()),
+        }),
+        _ => Ok(Pod { pids }),
+    }
+}
+
 /// Boots the shim's only sandbox; a failed boot is the end of it.
 async fn boot_sandbox(
     shim: &Shim,
@@ -150,19 +217,7 @@ async fn boot_sandbox(
         let cancelled = shim.ending();
         Ok(boot(file.clone(), config, &plan.spec, &plan.hooks, cancelled).await?)
     };
-    match booted.await {
-        Ok(sandbox) => {
-            let sandbox = Arc::new(sandbox);
-            shim.slot.ready(sandbox.clone());
-            Ok(sandbox)
-        }
-        Err(error) => {
-            drop(shim.slot.end());
-            hooks::poststop_all(file).await;
-            sandbox::release(file.clone()).await;
-            Err(error)
-        }
-    }
+    shim.settle(booted.await).await
 }
 
 /// A step of mounting, off the async threads.
@@ -201,8 +256,9 @@ async fn set_up(sandbox: &Sandbox, plan: Plan, shared: &mut Shared) -> Result<Pr
         stdio: Some(message).into(),
         ..CreateContainerRequest::default()
     };
-    sandbox.agent.create(&request).await?;
+    let pid = sandbox.agent.create(&request).await?;
     let init = Process::new(String::new(), stdio, Vec::new());
+    init.set_guest_pid(pid);
     init.set_streams(fifos.connect(&sandbox.vsock).await?);
     Ok(init)
 }
@@ -214,6 +270,7 @@ async fn undo(shim: &Shim, sandbox: &Arc<Sandbox>, booted: bool, shared: Shared,
         hooks::poststop(&sandbox.file, &id).await;
         return sandbox.stop().await;
     }
+    sandbox.growth.set(&id, None).await;
     // The guest may know the container or not: whatever it has of it must go.
     if let Err(error) = sandbox.agent.delete(&id, "").await {
         log::debug!("container {id}: {error}");

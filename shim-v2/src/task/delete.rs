@@ -1,9 +1,11 @@
 //! Delete: forgets an ended process; with the last container the sandbox goes too.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse};
 use containerd_shim_protos::events::task::TaskDelete;
+use tokio::time::timeout;
 
 use crate::container::Container;
 use crate::container::process::{Exit, KILLED, Process, State};
@@ -16,19 +18,27 @@ use crate::shim::Shim;
 
 /// Deletes an exec or a container.
 pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteResponse, Error> {
-    let container = shim.containers.get(&request.id)?;
+    let found = shim.containers.get(&request.id);
+    let container = found.inspect_err(|_| shim.containers.cancel(&request.id))?;
     let process = container.process(&request.exec_id)?;
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
     let exit = match process.state() {
-        State::Stopped(exit) => exit,
+        State::Stopped(exit) => {
+            deliver_the_rest(&process).await;
+            exit
+        }
         State::Created => Exit::now(KILLED),
         state => return Err(state.refuses("delete").into()),
     };
-    let pid = sandbox.pid();
+    let pid = container.pid;
     if request.exec_id.is_empty() {
+        let last = shim.containers.begin_delete(&request.id)?;
+        // A pod of the sandbox service does not end with its containers.
+        let last = last && shim.pod.get().is_none();
         // A container that never ran still ends, and ends before it is deleted.
-        publish_exit(&shim.events, pid, &container, &process, exit);
-        delete_container(&shim, sandbox, &container).await;
+        publish_exit(&shim.events, &container, &process, exit);
+        delete_container(sandbox, &container, last).await;
+        shim.containers.remove(&request.id);
         shim.events.publish(&TaskDelete {
             container_id: request.id,
             pid,
@@ -41,6 +51,10 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
         delete_exec(&sandbox, &container, &process).await;
     }
     process.drop_streams();
+    if !request.exec_id.is_empty() && process.guest_pid().is_none() {
+        // As runc tells of an exec that never ran: no pid, no status, no time.
+        return Ok(DeleteResponse::default());
+    }
     Ok(DeleteResponse {
         pid,
         exit_status: exit.status,
@@ -49,8 +63,16 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
     })
 }
 
+/// A slow reader had its time when the process ended, and gets as much as with runc now.
+async fn deliver_the_rest(process: &Process) {
+    const LIMIT: Duration = Duration::from_secs(2);
+    if let Some(streams) = process.streams() {
+        drop(timeout(LIMIT, streams.drained()).await);
+    }
+}
+
 async fn delete_exec(sandbox: &Sandbox, container: &Container, process: &Process) {
-    if process.state() != State::Created {
+    if process.guest_pid().is_some() {
         forget_in_guest(sandbox, container, &process.exec_id).await;
     }
     // Whoever still waits for an exec that never ran is let go.
@@ -60,8 +82,8 @@ async fn delete_exec(sandbox: &Sandbox, container: &Container, process: &Process
 
 /// The last container takes the machine along, which undoes everything at once and
 /// in the background: Shutdown waits for it.
-async fn delete_container(shim: &Shim, sandbox: Arc<Sandbox>, container: &Container) {
-    if shim.containers.remove(&container.id) {
+async fn delete_container(sandbox: Arc<Sandbox>, container: &Container, last: bool) {
+    if last {
         if hooks::pending(&sandbox.file, &container.id) {
             // They are to find the container gone, and its files still there.
             sandbox.end_vm().await;
@@ -70,7 +92,14 @@ async fn delete_container(shim: &Shim, sandbox: Arc<Sandbox>, container: &Contai
         tokio::spawn(async move { sandbox.stop().await });
         return;
     }
+    let noted = sandbox.file.record(|state| {
+        state.outlived |= state.bundle == container.bundle;
+    });
+    if let Err(error) = noted {
+        log::error!("container {}: state.json: {error}", container.id);
+    }
     forget_in_guest(&sandbox, container, "").await;
+    sandbox.growth.set(&container.id, None).await;
     hooks::poststop(&sandbox.file, &container.id).await;
     release_files(&sandbox, container.shared.clone(), container.id.clone()).await;
 }
@@ -88,6 +117,9 @@ async fn forget_in_guest(sandbox: &Sandbox, container: &Container, exec_id: &str
 /// Takes a container's files back from the guest and unmounts them.
 pub async fn release_files(sandbox: &Sandbox, shared: Shared, id: String) {
     shared.take_back(&sandbox.control).await;
+    if let Err(error) = sandbox.control.remove_thread(id.clone()).await {
+        log::warn!("container {id}: {error}");
+    }
     let file = sandbox.file.clone();
     let unmounted = tokio::task::spawn_blocking(move || shared.unmount(&file, &id)).await;
     if let Ok(Err(error)) = unmounted {

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use containerd_shim_protos::api::{Empty, ExecProcessRequest};
 use containerd_shim_protos::events::task::TaskExecAdded;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::config::{self, Config, LabelPolicy};
-use crate::container::labels;
-use crate::container::process::{Process, State};
+use crate::container::process::{Process, State, StateError};
 use crate::container::stdio::Paths;
+use crate::container::{Container, labels, rlimits};
 use crate::error::Error;
 use crate::ids;
 use crate::shim::Shim;
@@ -19,10 +20,7 @@ use crate::shim::Shim;
 pub async fn exec(shim: Arc<Shim>, request: ExecProcessRequest) -> Result<Empty, Error> {
     let container = shim.containers.get(&request.id)?;
     ids::check(&request.exec_id)?;
-    match container.init.state() {
-        State::Running => {}
-        state => return Err(state.refuses("exec in").into()),
-    }
+    may_exec(&container).await?;
     let policy = Config::load(Path::new(config::PATH))?.lsm_labels;
     let spec = process_spec(&request.spec.value, request.terminal, policy)?;
     let stdio = Paths {
@@ -41,6 +39,34 @@ pub async fn exec(shim: Arc<Shim>, request: ExecProcessRequest) -> Result<Empty,
     Ok(Empty::default())
 }
 
+/// Processes can be added as soon as there is an init, and while nothing stands still.
+pub async fn may_exec(container: &Container) -> Result<(), StateError> {
+    match container.init.steady().await {
+        State::Created | State::Running => Ok(()),
+        state => Err(state.refuses("exec in")),
+    }
+}
+
+/// The types of what an exec is told, where a wrong one is likely. Whether the values make
+/// sense is the guest's to say, when it starts.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "read for the types alone")]
+struct Types {
+    args: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    cwd: Option<String>,
+    user: Option<UserTypes>,
+}
+
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "read for the types alone")]
+struct UserTypes {
+    uid: Option<u32>,
+    gid: Option<u32>,
+    #[serde(rename = "additionalGids")]
+    additional_gids: Option<Vec<u32>>,
+}
+
 /// The OCI `process` object for the guest: the request decides about the terminal,
 /// and labels of the host's security modules stay on the host.
 fn process_spec(json: &[u8], terminal: bool, policy: LabelPolicy) -> Result<Vec<u8>, Error> {
@@ -48,9 +74,17 @@ fn process_spec(json: &[u8], terminal: bool, policy: LabelPolicy) -> Result<Vec<
         what: "spec",
         problem,
     };
-    let mut process: Map<String, Value> = serde_json::from_slice(json)
-        .map_err(|error| bad(format!("is not an OCI process object: {error}")))?;
+    let not_a_process = |error| bad(format!("is not an OCI process object: {error}"));
+    let mut process: Map<String, Value> = serde_json::from_slice(json).map_err(not_a_process)?;
+    serde_json::from_slice::<Types>(json).map_err(not_a_process)?;
     process.insert("terminal".to_owned(), terminal.into());
+    // Without any it has the container's, as with runc; with some the others are the shim's.
+    if process
+        .get("rlimits")
+        .is_some_and(|limits| limits != &json!([]) && !limits.is_null())
+    {
+        rlimits::inherit(&mut process, &rlimits::own());
+    }
     labels::strip(&mut process, "process", labels::PROCESS, policy)?;
     serde_json::to_vec(&process).map_err(|error| bad(error.to_string()))
 }
@@ -81,7 +115,8 @@ mod tests {
         );
         let spec: Value = serde_json::from_slice(&spec.unwrap()).unwrap();
         assert_eq!(spec, json!({ "args": ["a"], "terminal": true }));
-        for bad in [&b""[..], b"{", b"[]", b"null"] {
+        let types = br#"{"user":{"uid":"root"}}"#;
+        for bad in [&b""[..], b"{", b"[]", b"null", types] {
             assert!(process_spec(bad, false, LabelPolicy::Ignore).is_err());
         }
     }

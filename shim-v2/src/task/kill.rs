@@ -15,6 +15,9 @@ use crate::shim::Shim;
 
 const SIGKILL: u32 = libc::SIGKILL as u32;
 const SIGTERM: u32 = libc::SIGTERM as u32;
+/// How long an exec's start may take: the guest does not know it before, and a signal
+/// that finds nobody must not count as delivered.
+const START: Duration = Duration::from_secs(80);
 /// How long an init may take from an acknowledged SIGKILL to its published exit. The
 /// delivery of its own and its execs' output is part of it, which takes 21 s at most.
 const DEATH: Duration = Duration::from_secs(60);
@@ -25,9 +28,12 @@ pub async fn kill(shim: Arc<Shim>, request: KillRequest) -> Result<Empty, Error>
     let container = shim.containers.get(&request.id)?;
     let process = container.process(&request.exec_id)?;
     let (is_init, signal) = (request.exec_id.is_empty(), request.signal);
+    if !is_init {
+        drop(timeout(START, process.settled()).await);
+    }
     match process.state() {
         State::Stopped(_) => return finished(signal),
-        State::Created if !is_init => return Err(StateError::NotCreated.into()),
+        State::Created | State::Starting if !is_init => return Err(StateError::NotCreated.into()),
         _ => {}
     }
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;

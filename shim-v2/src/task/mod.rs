@@ -21,7 +21,6 @@ mod stats;
 mod update;
 mod wait;
 
-use std::future::Future;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -35,8 +34,7 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::shim_async::Task;
 use ttrpc::asynchronous::TtrpcContext;
 
-use crate::container::process::StateError;
-use crate::error::{Error, chain};
+use crate::error::finish;
 use crate::shim::Shim;
 
 /// The service containerd calls.
@@ -49,48 +47,6 @@ impl TaskService {
     pub fn new(shim: Arc<Shim>) -> Self {
         Self { shim }
     }
-
-    /// A process that is found stopped may be so because its machine died, of which
-    /// the caller has not heard yet.
-    fn explain(&self, error: Error) -> Error {
-        let Error::State(state @ StateError::Wrong { .. }) = error else {
-            return error;
-        };
-        match self.shim.slot.get().and_then(|sandbox| sandbox.died_of()) {
-            Some(reason) => Error::Died { state, reason },
-            None => error,
-        }
-    }
-
-    /// Runs a verb that changes something, to its end.
-    async fn run<T, F>(
-        &self,
-        verb: &'static str,
-        id: &str,
-        work: impl FnOnce(Arc<Shim>) -> F,
-    ) -> ttrpc::Result<T>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, Error>> + Send + 'static,
-    {
-        log::debug!("{verb} {id}");
-        let result = tokio::spawn(work(self.shim.clone())).await;
-        let result = result.unwrap_or(Err(Error::Panicked(verb)));
-        finish(verb, id, result.map_err(|error| self.explain(error)))
-    }
-}
-
-/// Logs a failure and maps it.
-fn finish<T>(verb: &'static str, id: &str, result: Result<T, Error>) -> ttrpc::Result<T> {
-    result.map_err(|error| {
-        // NotFound is an everyday answer: containerd asks to be sure.
-        let level = match error.code() {
-            ttrpc::Code::NOT_FOUND => log::Level::Debug,
-            _ => log::Level::Warn,
-        };
-        log::log!(level, "{verb} {id}: {}", chain(&error));
-        error.into_status()
-    })
 }
 
 #[async_trait]
@@ -101,25 +57,29 @@ impl Task for TaskService {
         request: CreateTaskRequest,
     ) -> ttrpc::Result<CreateTaskResponse> {
         let id = request.id.clone();
-        self.run("Create", &id, |shim| create::create(shim, request))
+        self.shim
+            .run("Create", &id, |shim| create::create(shim, request))
             .await
     }
 
     async fn start(&self, _: &TtrpcContext, request: StartRequest) -> ttrpc::Result<StartResponse> {
         let id = request.id.clone();
-        self.run("Start", &id, |shim| start::start(shim, request))
+        self.shim
+            .run("Start", &id, |shim| start::start(shim, request))
             .await
     }
 
     async fn exec(&self, _: &TtrpcContext, request: ExecProcessRequest) -> ttrpc::Result<Empty> {
         let id = request.id.clone();
-        self.run("Exec", &id, |shim| exec::exec(shim, request))
+        self.shim
+            .run("Exec", &id, |shim| exec::exec(shim, request))
             .await
     }
 
     async fn kill(&self, _: &TtrpcContext, request: KillRequest) -> ttrpc::Result<Empty> {
         let id = request.id.clone();
-        self.run("Kill", &id, |shim| kill::kill(shim, request))
+        self.shim
+            .run("Kill", &id, |shim| kill::kill(shim, request))
             .await
     }
 
@@ -129,7 +89,8 @@ impl Task for TaskService {
         request: DeleteRequest,
     ) -> ttrpc::Result<DeleteResponse> {
         let id = request.id.clone();
-        self.run("Delete", &id, |shim| delete::delete(shim, request))
+        self.shim
+            .run("Delete", &id, |shim| delete::delete(shim, request))
             .await
     }
 
@@ -139,7 +100,8 @@ impl Task for TaskService {
         request: ResizePtyRequest,
     ) -> ttrpc::Result<Empty> {
         let id = request.id.clone();
-        self.run("ResizePty", &id, |shim| resize::resize(shim, request))
+        self.shim
+            .run("ResizePty", &id, |shim| resize::resize(shim, request))
             .await
     }
 
@@ -153,7 +115,8 @@ impl Task for TaskService {
 
     async fn shutdown(&self, _: &TtrpcContext, request: ShutdownRequest) -> ttrpc::Result<Empty> {
         let id = request.id.clone();
-        self.run("Shutdown", &id, |shim| shutdown::shutdown(shim, request))
+        self.shim
+            .run("Shutdown", &id, |shim| shutdown::shutdown(shim, request))
             .await
     }
 
@@ -179,13 +142,15 @@ impl Task for TaskService {
 
     async fn pause(&self, _: &TtrpcContext, request: PauseRequest) -> ttrpc::Result<Empty> {
         let id = request.id.clone();
-        self.run("Pause", &id, |shim| pause::pause(shim, request))
+        self.shim
+            .run("Pause", &id, |shim| pause::pause(shim, request))
             .await
     }
 
     async fn resume(&self, _: &TtrpcContext, request: ResumeRequest) -> ttrpc::Result<Empty> {
         let id = request.id.clone();
-        self.run("Resume", &id, |shim| pause::resume(shim, request))
+        self.shim
+            .run("Resume", &id, |shim| pause::resume(shim, request))
             .await
     }
 
@@ -203,7 +168,8 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> ttrpc::Result<Empty> {
         let id = request.id.clone();
-        self.run("Update", &id, |shim| update::update(shim, request))
+        self.shim
+            .run("Update", &id, |shim| update::update(shim, request))
             .await
     }
 

@@ -18,12 +18,16 @@ use crate::shim::Shim;
 pub async fn pause(shim: Arc<Shim>, request: PauseRequest) -> Result<Empty, Error> {
     let container = shim.containers.get(&request.id)?;
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
+    container.init.steady().await;
     container.init.begin_pause()?;
     if let Err(error) = sandbox.agent.pause(&request.id).await {
         if matches!(error, AgentError::Deadline { .. }) {
             // It may be half frozen, or become so yet: what is told is that it runs.
             if let Err(error) = sandbox.agent.resume(&request.id).await {
                 log::warn!("container {}: {error}", request.id);
+                // It can be resumed when the guest answers again.
+                container.init.paused();
+                return Err(error.into());
             }
         }
         container.init.pause_failed();
@@ -43,6 +47,7 @@ pub async fn pause(shim: Arc<Shim>, request: PauseRequest) -> Result<Empty, Erro
 pub async fn resume(shim: Arc<Shim>, request: ResumeRequest) -> Result<Empty, Error> {
     let container = shim.containers.get(&request.id)?;
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
+    container.init.steady().await;
     container.init.begin_resume()?;
     if let Err(error) = sandbox.agent.resume(&request.id).await {
         container.init.resume_failed();

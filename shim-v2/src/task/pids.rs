@@ -26,7 +26,7 @@ pub async fn pids(shim: &Shim, request: &PidsRequest) -> Result<PidsResponse, Er
         None => Vec::new(),
     };
     if pids.is_empty() {
-        pids.push(sandbox.map_or_else(std::process::id, |sandbox| sandbox.pid()));
+        pids.push(sandbox.map_or_else(std::process::id, |_| container.pid));
     }
     Ok(PidsResponse {
         processes: describe(&container, pids),
@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn the_pid_of_a_living_exec_carries_its_id() {
         let process = |id: &str| Process::new(id.to_owned(), Paths::default(), Vec::new());
-        let container = Container::new("c".into(), "/b".into(), process(""), Shared::default());
+        let container = Container::new("c".into(), "/b".into(), 1, process(""), Shared::default());
         for (id, pid) in [("alive", 7), ("ended", 8)] {
             container.add_exec(process(id)).unwrap();
             let exec = container.process(id).unwrap();

@@ -1,13 +1,15 @@
 //! Start: lets a created container's program run, or runs an exec.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent_protocol::agent::{ExecProcessRequest, ResizePtyRequest, SignalProcessRequest};
 use containerd_shim_protos::api::{StartRequest, StartResponse};
 use containerd_shim_protos::events::task::{TaskExecStarted, TaskStart};
+use tokio::time::timeout;
 
 use crate::container::Container;
-use crate::container::process::{Exit, KILLED, Process, State};
+use crate::container::process::{Exit, KILLED, Process};
 use crate::container::stdio::Fifos;
 use crate::container::supervise::supervise;
 use crate::error::{Error, chain};
@@ -16,13 +18,16 @@ use crate::sandbox::agent::AgentError;
 use crate::sandbox::{Sandbox, SlotError};
 use crate::shim::Shim;
 
+/// How long the exit of an init may take whose poststart hook failed.
+const HOOKED_EXIT: Duration = Duration::from_secs(3);
+
 /// Starts an init or an exec. The start event is queued before the process counts
 /// as started, so its exit event cannot come first.
 pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<StartResponse, Error> {
     let container = shim.containers.get(&request.id)?;
     let process = container.process(&request.exec_id)?;
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
-    let pid = sandbox.pid();
+    let pid = container.pid;
     process.begin_start()?;
     let started = if request.exec_id.is_empty() {
         start_init(&shim, &sandbox, &container).await
@@ -33,6 +38,10 @@ pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<StartRespon
         let error = sandbox.blame("Start", error).await;
         if request.exec_id.is_empty() {
             process.start_failed();
+            if matches!(error, Error::Hook(_)) {
+                // It ran, and was killed: its exit is told before the failure.
+                drop(timeout(HOOKED_EXIT, process.wait()).await);
+            }
         } else {
             // As with runc it has ended for those who wait, without an event: no start was told.
             process.exited(Exit::now(KILLED));
@@ -60,7 +69,7 @@ pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<StartRespon
 async fn start_init(shim: &Shim, sandbox: &Sandbox, container: &Container) -> Result<(), Error> {
     sandbox.agent.start(&container.id).await?;
     crate::log::timeline("container_started");
-    if let Err(error) = hooks::poststart(&sandbox.file, &container.id, sandbox.pid()).await {
+    if let Err(error) = hooks::poststart(&sandbox.file, &container.id, container.pid).await {
         // It does not run without its hook, as with runc.
         let kill = SignalProcessRequest {
             container_id: container.id.clone(),
@@ -74,7 +83,7 @@ async fn start_init(shim: &Shim, sandbox: &Sandbox, container: &Container) -> Re
     }
     shim.events.publish(&TaskStart {
         container_id: container.id.clone(),
-        pid: sandbox.pid(),
+        pid: container.pid,
         ..TaskStart::default()
     });
     Ok(())
@@ -120,10 +129,7 @@ async fn start_exec(
     container: &Arc<Container>,
     process: &Arc<Process>,
 ) -> Result<(), Error> {
-    match container.init.state() {
-        State::Running => {}
-        state => return Err(state.refuses("exec in").into()),
-    }
+    super::exec::may_exec(container).await?;
     let (fifos, stdio) = Fifos::open(&process.stdio).await?;
     let request = ExecProcessRequest {
         container_id: container.id.clone(),
@@ -145,7 +151,7 @@ async fn start_exec(
     shim.events.publish(&TaskExecStarted {
         container_id: container.id.clone(),
         exec_id: process.exec_id.clone(),
-        pid: sandbox.pid(),
+        pid: container.pid,
         ..TaskExecStarted::default()
     });
     let (events, sandbox) = (shim.events.clone(), sandbox.clone());

@@ -18,7 +18,11 @@ pub fn state(shim: &Shim, request: &StateRequest) -> Result<StateResponse, Error
     Ok(StateResponse {
         id: id.to_owned(),
         bundle: container.bundle.to_string_lossy().into_owned(),
-        pid: shim.slot.get().map_or(0, |sandbox| sandbox.pid()),
+        pid: match shim.slot.get() {
+            // The init is there before its program runs, an exec is not.
+            Some(_) if process.exec_id.is_empty() || process.guest_pid().is_some() => container.pid,
+            _ => 0,
+        },
         status: status(&process, &container.init).into(),
         stdin: process.stdio.stdin.clone(),
         stdout: process.stdio.stdout.clone(),

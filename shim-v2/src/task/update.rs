@@ -1,11 +1,12 @@
-//! Update: new limits for a container. They are the guest's to apply; the machine
-//! around it keeps its size.
+//! Update: new limits for a container. They are the guest's to apply; where they are more
+//! than the machine has, it grows first.
 
 use std::sync::Arc;
 
 use containerd_shim_protos::api::{Empty, UpdateTaskRequest};
 use serde_json::{Map, Value};
 
+use crate::container::oci::Resources;
 use crate::container::process::State;
 use crate::error::Error;
 use crate::sandbox::SlotError;
@@ -24,7 +25,14 @@ pub async fn update(shim: Arc<Shim>, request: UpdateTaskRequest) -> Result<Empty
         return Err(state.refuses("update").into());
     }
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
-    sandbox.agent.update(&request.id, resources).await?;
+    let growth = &sandbox.growth;
+    // What is no number here is no limit; the guest refuses it by its name.
+    let named: Resources = serde_json::from_slice(&resources).unwrap_or_default();
+    let before = growth.fit(&request.id, named).await;
+    if let Err(error) = sandbox.agent.update(&request.id, resources).await {
+        growth.set(&request.id, before).await;
+        return Err(error.into());
+    }
     Ok(Empty::default())
 }
 

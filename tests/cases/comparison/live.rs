@@ -3,7 +3,6 @@
 use containerd_shim_protos::api::{Empty, KillRequest, UpdateTaskRequest};
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::ttrpc::Code;
 use husk_tests::task_api::{Exec, Refusal, TaskApi};
 use serde_json::{Value, json};
 
@@ -138,11 +137,8 @@ pub fn outcome(answer: Result<(), Refusal>) -> Outcome {
     }
 }
 
-/// A refusal by its code; where that says nothing, with the class of its words.
+/// A refusal by its code and the class of its words.
 fn refused(step: &str, refusal: &Refusal) -> Outcome {
-    if refusal.code != Code::UNKNOWN {
-        return Outcome(format!("{step} refused ({:?})", refusal.code));
-    }
     let Outcome(class) = Outcome::refused(&refusal.text);
-    Outcome(format!("{step} {class} (UNKNOWN)"))
+    Outcome(format!("{step} {class} ({:?})", refusal.code))
 }

@@ -35,15 +35,9 @@ macro_rules! compared {
 
 /// What every run compares.
 mod short {
-    compared!([] SHORT: capabilities, devices, errors, mounts);
-}
-
-/// Short too, but with cases that differ and are neither mended nor listed yet.
-mod pending {
     compared!(
-        [#[ignore = "differs from runc in cases not judged yet; see Limits in README.md"]] SHORT:
-        execs, exits, files, hooks, namespaces, processes, resources, seccomp, tasks, terminals,
-        users,
+        [] SHORT: capabilities, devices, errors, execs, exits, files, hooks, mounts, namespaces,
+        processes, resources, seccomp, tasks, terminals, users,
     );
 }
 
@@ -56,9 +50,7 @@ mod full {
 }
 
 fn all_topics() -> impl Iterator<Item = &'static (&'static str, &'static [table::Group])> {
-    [short::TOPICS, pending::TOPICS, full::TOPICS]
-        .into_iter()
-        .flatten()
+    [short::TOPICS, full::TOPICS].into_iter().flatten()
 }
 
 #[test]

@@ -119,9 +119,41 @@ impl Outcome {
         Self(text.trim_end().to_owned())
     }
 
+    /// Whether both are refusals for a reason of one class, where runc's shim tells no code
+    /// and ours one that clients can act on (`status-codes` in the list of differences).
+    pub fn tells_more_than(&self, runc: &Self) -> bool {
+        if let Some((refused, code)) = self.0.split_once(TOLD_AS) {
+            return runc.0 == refused || runc.0 == format!("refused: {code}");
+        }
+        let codes = ["INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"];
+        let without = |code| self.0.replace(&format!("({code})"), "(UNKNOWN)");
+        !self.0.contains(OTHER) && codes.iter().any(|code| without(code) == runc.0)
+    }
+
+    /// Whether these are all our events but some that runc's shims lose now and then: the last,
+    /// the deletion's (containerd 2.1's ends before it has published it), and that of an OOM
+    /// kill whose cgroup was gone before it was looked at, or which is told after the exit.
+    pub fn loses_some_of(&self, husk: &Self) -> bool {
+        let lost = |line: &&str| *line == "/tasks/oom" || line.starts_with("/tasks/delete");
+        let told = self.0.lines().filter(|line| *line != "/tasks/oom");
+        let told: Vec<&str> = told.collect();
+        let kept = husk
+            .0
+            .lines()
+            .filter(|line| told.contains(line) || !lost(line));
+        !told.is_empty() && kept.eq(told.iter().copied())
+    }
+
     /// A request that was refused: only the class of the reason is compared.
     pub fn refused(reason: &str) -> Self {
-        Self(format!("refused: {}", class(reason)))
+        let (words, code) = split_code(reason);
+        match (class(words), code) {
+            // The code may be all that is left of the reason: clients say no word twice.
+            (OTHER, Some(code)) if code != "unknown" => {
+                Self(format!("refused: {OTHER}{TOLD_AS}{code}"))
+            }
+            (class, _) => Self(format!("refused: {class}")),
+        }
     }
 }
 
@@ -144,10 +176,33 @@ const CLASSES: &[&str] = &[
     "argument list too long",
 ];
 
+/// Status codes as containerd's clients word them.
+const CODES: &[&str] = &[
+    "unknown",
+    "invalid argument",
+    "not found",
+    "failed precondition",
+    "not implemented",
+];
+
+/// The class of a reason that is in none.
+const OTHER: &str = "for another reason";
+
+/// Between the class and the code of a reason.
+const TOLD_AS: &str = ", told as ";
+
+/// The words, and what containerd and its clients put after them: what the status code says.
+fn split_code(reason: &str) -> (&str, Option<&str>) {
+    match reason.rsplit_once(": ") {
+        Some((words, code)) if CODES.contains(&code.trim_end()) => (words, Some(code.trim_end())),
+        _ => (reason, None),
+    }
+}
+
 fn class(reason: &str) -> &'static str {
-    let reason = reason.to_lowercase();
+    let words = reason.to_lowercase();
     CLASSES
         .iter()
-        .find(|class| reason.contains(**class))
-        .unwrap_or(&"for another reason")
+        .find(|class| words.contains(**class))
+        .unwrap_or(&OTHER)
 }

@@ -272,7 +272,10 @@ fn a_stopped_task_answers_every_verb_with_the_right_status() {
             ],
         );
         // Without a task left the shim ends, and containerd notices.
-        assert_eq!(ask(&api, task.id(), Ask::Shutdown), OK, "{runtime:?}");
+        let answer = ask(&api, task.id(), Ask::Shutdown);
+        // runc's shim is gone before it has answered now and then.
+        let gone = runtime == Runtime::Runc && answer == Code::UNAVAILABLE;
+        assert!(answer == OK || gone, "{runtime:?}: {answer:?}");
         forgotten(&task);
     }
 }
@@ -339,13 +342,7 @@ fn a_guest_that_stands_still_is_answered_for_and_can_be_killed() {
         assert_eq!(ask(&api, task.id(), request), expected, "{request:?}");
     }
     assert_eq!(task.delete(), 137);
-    let exits: Vec<_> = events
-        .tasks()
-        .into_iter()
-        .filter(|(topic, _)| topic == "/tasks/exit")
-        .collect();
-    assert_eq!(exits.len(), 1, "{exits:?}");
-    assert_eq!(exits[0].1["exit_status"], 137);
+    assert_eq!(events.one_exit(), 137);
 }
 
 #[test]

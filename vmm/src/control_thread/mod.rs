@@ -1,7 +1,7 @@
 //! The VMM's end of the control socket.
 //!
 //! Requests are carried out one after the other by a thread of their own: taking a tree
-//! back waits for the file system. That the shim has hung up must not wait for anything,
+//! back waits for the file system, memory for the guest. That the shim has hung up must not wait for anything,
 //! so the event loop listens for that.
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -17,16 +17,27 @@ use crate::devices::virtio::fs::ShareControl;
 use crate::event_loop::EventLoop;
 use crate::exit::Exit;
 use crate::exit_latch::ExitLatch;
+use crate::growth::Growth;
+use crate::stand_in::StandIns;
 
 /// Why the control socket cannot be served.
 #[derive(Debug, Error)]
 #[error("cannot start the thread that serves the control socket")]
 pub struct ControlError(#[from] std::io::Error);
 
+/// What requests are about.
+#[derive(Default)]
+pub struct Controls {
+    /// The exports, if there is a share.
+    pub share: Option<ShareControl>,
+    /// The size of the machine, once it runs.
+    pub growth: Option<Growth>,
+}
+
 /// Serves `socket` until the process ends.
 pub fn start(
     socket: OwnedFd,
-    share: Option<ShareControl>,
+    controls: Controls,
     latch: ExitLatch,
     event_loop: &mut EventLoop,
 ) -> Result<(), ControlError> {
@@ -37,13 +48,14 @@ pub fn start(
     }));
     std::thread::Builder::new()
         .name("control".into())
-        .spawn(move || serve(&socket, share.as_ref(), &latch))?;
+        .spawn(move || serve(&socket, &controls, &latch))?;
     Ok(())
 }
 
-fn serve(socket: &OwnedFd, share: Option<&ShareControl>, latch: &ExitLatch) {
+fn serve(socket: &OwnedFd, controls: &Controls, latch: &ExitLatch) {
     // One byte more than allowed, to notice a packet that is longer.
     let mut packet = vec![0; MAX_PACKET_LEN + 1];
+    let mut threads = StandIns::default();
     loop {
         let received = match recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty()) {
             Ok(0) => break,
@@ -56,10 +68,8 @@ fn serve(socket: &OwnedFd, share: Option<&ShareControl>, latch: &ExitLatch) {
         };
         let request = parse(received);
         let stop = matches!(request, Ok(Request::Stop));
-        let response = match request.and_then(|request| carry_out(request, share)) {
-            Ok(()) => Response::Ok,
-            Err(text) => Response::Error(text),
-        };
+        let response = request.and_then(|request| carry_out(request, controls, &mut threads));
+        let response = response.unwrap_or_else(Response::Error);
         let Ok(json) = serde_json::to_vec(&response) else {
             break;
         };
@@ -82,20 +92,31 @@ fn parse(packet: &[u8]) -> Result<Request, String> {
     serde_json::from_slice(packet).map_err(|error| format!("not a request: {error}"))
 }
 
-fn carry_out(request: Request, share: Option<&ShareControl>) -> Result<(), String> {
+fn carry_out(
+    request: Request,
+    controls: &Controls,
+    threads: &mut StandIns,
+) -> Result<Response, String> {
+    let share = controls.share.as_ref();
     let share = || share.ok_or("this VM was configured without a share");
+    let growth = || controls.growth.as_ref().ok_or("the machine does not run");
     match request {
-        Request::Stop => Ok(()),
+        Request::Stop => {}
         Request::AddShare { export } => {
             export.validate().map_err(|error| error.to_string())?;
             let added = share()?.add(&export);
-            added.map_err(|error| crate::log::chain(&error))
+            added.map_err(|error| crate::log::chain(&error))?;
         }
         Request::RemoveShare { path } => {
             let removed = share()?.remove(&path);
-            removed.map_err(|error| crate::log::chain(&error))
+            removed.map_err(|error| crate::log::chain(&error))?;
         }
+        Request::GrowVcpus { count } => return growth()?.vcpus(count).map(Response::Vcpus),
+        Request::ResizeMemory { mib } => return growth()?.memory(mib).map(Response::MemoryMib),
+        Request::AddThread { container } => return threads.add(container).map(Response::Thread),
+        Request::RemoveThread { container } => threads.remove(&container),
     }
+    Ok(Response::Ok)
 }
 
 /// Ends the machine when the other end of the socket is closed.

@@ -25,7 +25,11 @@ impl Shim {
         let latch = ExitLatch::new().unwrap();
         let mut event_loop = EventLoop::new().unwrap();
         event_loop.add(Box::new(latch.clone()));
-        start(theirs, share, latch.clone(), &mut event_loop).unwrap();
+        let controls = Controls {
+            share,
+            ..Controls::default()
+        };
+        start(theirs, controls, latch.clone(), &mut event_loop).unwrap();
         Self {
             socket: Some(ours),
             latch,
@@ -72,6 +76,8 @@ fn what_is_not_a_request_is_answered_with_the_reason() {
         (br#"{"verb":"dance"}"#, "dance"),
         (br#"{"verb":"remove_share","path":"a","extra":1}"#, "extra"),
         (br#"{"verb":"remove_share","path":"a"}"#, "without a share"),
+        (br#"{"verb":"grow_vcpus","count":2}"#, "does not run"),
+        (br#"{"verb":"resize_memory","mib":-1}"#, "not a request"),
         (&long, "longer than"),
     ] {
         let answer = shim.ask(request);

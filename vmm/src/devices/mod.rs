@@ -8,6 +8,9 @@
 //! | [`virtio::rng`] | virtio-mmio | `CONFIG_HW_RANDOM_VIRTIO` |
 //! | [`virtio::vsock`] | virtio-mmio | `CONFIG_VIRTIO_VSOCKETS` |
 //! | [`virtio::fs`] | virtio-mmio | `CONFIG_VIRTIO_FS` |
+//! | [`virtio::balloon`] | virtio-mmio | `CONFIG_VIRTIO_BALLOON`, `CONFIG_PAGE_REPORTING` |
+//! | [`virtio::mem`] | virtio-mmio | `CONFIG_VIRTIO_MEM` |
+//! | [`virtio::net`] | virtio-mmio | `CONFIG_VIRTIO_NET` |
 //!
 //! virtio-mmio devices also need `CONFIG_VIRTIO_MMIO` and
 //! `CONFIG_VIRTIO_MMIO_CMDLINE_DEVICES`.

@@ -10,6 +10,8 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::devices::virtio::interrupt::Interrupt;
 use crate::devices::virtio::pump::{QueueLayout, QueuePump, RingFeatures};
+use crate::devices::virtio::{Activation, VirtioDevice};
+use crate::event_loop::EventLoop;
 use crate::memory::GuestMemory;
 
 /// Size of [`ram`], in bytes.
@@ -18,7 +20,7 @@ pub const RAM_SIZE: u64 = 16 << 20;
 /// 16 MiB of guest RAM from address 0.
 pub fn ram() -> GuestMemory {
     let ranges = [(GuestAddress(0), RAM_SIZE as usize)];
-    Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap())
+    Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap().into())
 }
 
 /// A buffer in guest memory, as a descriptor describes it.
@@ -248,4 +250,27 @@ fn write_descriptor(mem: &GuestMemory, table: u64, index: u16, fields: (u64, u32
     mem.write_obj(len, GuestAddress(at + 8)).unwrap();
     mem.write_obj(flags, GuestAddress(at + 12)).unwrap();
     mem.write_obj(next, GuestAddress(at + 14)).unwrap();
+}
+
+/// Activates a device that lives on `event_loop`, as a vCPU thread would.
+pub fn activated<D: VirtioDevice + 'static>(
+    mut device: D,
+    mem: &GuestMemory,
+    queues: Vec<QueuePump>,
+    event_loop: &mut EventLoop,
+) -> D {
+    let mem = mem.clone();
+    let vcpu = std::thread::spawn(move || {
+        let activation = Activation {
+            mem,
+            queues,
+            features: 0,
+        };
+        device.activate(activation).unwrap();
+        device
+    });
+    while !vcpu.is_finished() {
+        event_loop.run_for(10);
+    }
+    vcpu.join().unwrap()
 }

@@ -1,14 +1,15 @@
 //! Virtual processors: one thread each.
 //!
-//! All are created before the first runs; KVM keeps those other than the first waiting
+//! Those the machine boots with are created before the first runs, further ones when they
+//! are asked for: what does not exist costs nothing. KVM keeps all but the first waiting
 //! until the guest's kernel starts them.
 
 pub mod kick;
 mod run;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -51,6 +52,17 @@ pub enum VcpuError {
     /// The kick's signal handler could not be installed.
     #[error("cannot install the signal handler of the vCPU threads")]
     Signal(#[source] vmm_sys_util::errno::Error),
+    /// More than the guest was told of.
+    #[error("{wanted} vCPUs were asked for, the machine was built for {possible}")]
+    TooMany {
+        /// The number asked for.
+        wanted: u32,
+        /// The number in the MP table.
+        possible: u32,
+    },
+    /// The machine is on its way out.
+    #[error("the machine is ending")]
+    Ending,
     /// The host refused a thread.
     #[error("cannot start the thread of vCPU {id}")]
     Thread {
@@ -85,25 +97,41 @@ impl Stop {
     }
 }
 
-/// Creates `count` vCPUs with processor features and registers set; the first will begin
-/// at [`set_entry`]'s address, the others when the guest starts them.
-pub fn create(vm: &VmFd, supported: &CpuId, count: u32) -> Result<Vec<VcpuFd>, VcpuError> {
-    (0..count)
-        .map(|id| {
-            let kvm_error = |what| move |source| VcpuError::Kvm { id, what, source };
-            let vcpu = vm
-                .create_vcpu(id.into())
-                .map_err(kvm_error("creating it"))?;
-            let mut features = supported.clone();
-            cpuid::for_vcpu(&mut features, id, count);
-            // First: KVM checks what follows against it.
-            vcpu.set_cpuid2(&features)
-                .map_err(kvm_error("its processor features (CPUID)"))?;
-            msrs::set(&vcpu)?;
-            regs::set_any_cpu(&vcpu)?;
-            Ok(vcpu)
-        })
-        .collect()
+/// Makes vCPUs, all alike: the first will begin at [`set_entry`]'s address, the others when
+/// the guest starts them.
+pub struct VcpuMaker {
+    vm: Arc<VmFd>,
+    supported: CpuId,
+    possible: u32,
+}
+
+impl VcpuMaker {
+    /// For a machine whose MP table names `possible` vCPUs.
+    pub fn new(vm: Arc<VmFd>, supported: CpuId, possible: u32) -> Self {
+        Self {
+            vm,
+            supported,
+            possible,
+        }
+    }
+
+    /// Creates a vCPU with processor features and registers set. KVM takes it at any time,
+    /// also while others run (KVM API, 4.7).
+    pub fn make(&self, id: u32) -> Result<VcpuFd, VcpuError> {
+        let kvm_error = |what| move |source| VcpuError::Kvm { id, what, source };
+        let vcpu = self
+            .vm
+            .create_vcpu(id.into())
+            .map_err(kvm_error("creating it"))?;
+        let mut features = self.supported.clone();
+        cpuid::for_vcpu(&mut features, id, self.possible);
+        // First: KVM checks what follows against it.
+        vcpu.set_cpuid2(&features)
+            .map_err(kvm_error("its processor features (CPUID)"))?;
+        msrs::set(&vcpu)?;
+        regs::set_any_cpu(&vcpu)?;
+        Ok(vcpu)
+    }
 }
 
 /// Makes the first vCPU begin at `entry`.
@@ -114,70 +142,116 @@ pub fn set_entry(vcpus: &[VcpuFd], entry: u64) -> Result<(), VcpuError> {
     Ok(())
 }
 
-/// Running vCPU threads.
+/// Running vCPU threads; clones share them.
+#[derive(Clone)]
 pub struct VcpuThreads {
-    threads: Vec<JoinHandle<()>>,
+    maker: Arc<VcpuMaker>,
+    buses: Arc<Buses>,
+    latch: ExitLatch,
     stop: Stop,
+    running: Arc<Mutex<Option<Running>>>,
+}
+
+/// The threads, until they are told to end.
+struct Running {
+    threads: Vec<JoinHandle<()>>,
+    /// A clone is in each thread.
+    alive: Sender<()>,
     /// Closed when the last thread has ended.
     ended: Receiver<()>,
 }
 
 impl VcpuThreads {
-    /// Starts a thread for each vCPU.
+    /// Starts a thread for each of `vcpus`; further ones are made by `maker`.
     pub fn start(
         vcpus: Vec<VcpuFd>,
+        maker: VcpuMaker,
         buses: &Arc<Buses>,
         latch: &ExitLatch,
     ) -> Result<Self, VcpuError> {
         kick::install_handler().map_err(VcpuError::Signal)?;
-        let (running, ended) = channel();
-        let mut all = Self {
+        let (alive, ended) = channel();
+        let mut running = Running {
             threads: Vec::new(),
-            stop: Stop::default(),
+            alive,
             ended,
         };
-        for (id, vcpu) in (0..).zip(vcpus) {
-            let thread = spawn(
-                id,
-                vcpu,
-                &all.stop,
-                buses.clone(),
-                (latch.clone(), running.clone()),
-            );
-            all.threads
-                .push(thread.map_err(|source| VcpuError::Thread { id, source })?);
+        let all = Self {
+            maker: Arc::new(maker),
+            buses: buses.clone(),
+            latch: latch.clone(),
+            stop: Stop::default(),
+            running: Arc::default(),
+        };
+        for vcpu in vcpus {
+            all.spawn(&mut running, vcpu)?;
         }
+        *lock(&all.running) = Some(running);
         Ok(all)
+    }
+
+    /// Sees to it that there are at least `count` vCPUs; returns how many there are. The new
+    /// ones wait for the guest to start them.
+    pub fn grow(&self, count: u32) -> Result<u32, VcpuError> {
+        let possible = self.maker.possible;
+        if count > possible {
+            return Err(VcpuError::TooMany {
+                wanted: count,
+                possible,
+            });
+        }
+        let mut running = lock(&self.running);
+        let running = running.as_mut().ok_or(VcpuError::Ending)?;
+        while running.count() < count {
+            let vcpu = self.maker.make(running.count())?;
+            self.spawn(running, vcpu)?;
+        }
+        Ok(running.count())
     }
 
     /// Takes all vCPUs out of the guest and waits, for a second at most, for their
     /// threads to end.
-    pub fn stop(self) {
+    pub fn stop(&self) {
         self.stop.set();
-        for thread in &self.threads {
+        let Some(running) = lock(&self.running).take() else {
+            return;
+        };
+        for thread in &running.threads {
             if let Err(error) = thread.kill(kick::signal()) {
                 // It has ended already.
                 log::debug!("a vCPU thread was not there to be stopped: {error}");
             }
         }
-        if self.ended.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+        drop(running.alive);
+        if running.ended.recv_timeout(STOP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             log::warn!("a vCPU thread is still waiting for the host; leaving it behind");
         }
     }
+
+    /// The thread of the next vCPU.
+    fn spawn(&self, running: &mut Running, vcpu: VcpuFd) -> Result<(), VcpuError> {
+        let id = running.count();
+        let (buses, latch, stop) = (self.buses.clone(), self.latch.clone(), self.stop.clone());
+        let alive = running.alive.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("vcpu{id}"))
+            .spawn(move || {
+                run::run(Kickable::new(vcpu), &buses, &latch, &stop);
+                drop(alive);
+            })
+            .map_err(|source| VcpuError::Thread { id, source })?;
+        running.threads.push(thread);
+        Ok(())
+    }
 }
 
-fn spawn(
-    id: u32,
-    vcpu: VcpuFd,
-    stop: &Stop,
-    buses: Arc<Buses>,
-    (latch, running): (ExitLatch, Sender<()>),
-) -> std::io::Result<JoinHandle<()>> {
-    let stop = stop.clone();
-    std::thread::Builder::new()
-        .name(format!("vcpu{id}"))
-        .spawn(move || {
-            run::run(Kickable::new(vcpu), &buses, &latch, &stop);
-            drop(running);
-        })
+impl Running {
+    fn count(&self) -> u32 {
+        // No more than the MP table has ids for.
+        self.threads.len() as u32
+    }
+}
+
+fn lock(running: &Mutex<Option<Running>>) -> std::sync::MutexGuard<'_, Option<Running>> {
+    running.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -6,7 +6,10 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use husk_vmm::devices::virtio::net::tap;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -187,6 +190,8 @@ fn only_the_file_systems_thread_keeps_capabilities() {
     let process = PathBuf::from(format!("/proc/{}", jailed.pid()));
     let mut holders = Vec::new();
     for task in names(&process.join("task")) {
+        // A thread that has just begun still has its maker's name.
+        let first = task == jailed.pid().to_string();
         let status = status(&process.join("task").join(task));
         let caps = |set: &str| u64::from_str_radix(&status[set], 16).unwrap();
         let name = &status["Name"];
@@ -202,12 +207,21 @@ fn only_the_file_systems_thread_keeps_capabilities() {
             holders.push(name.clone());
         }
         assert!(
-            status["NSpid"].ends_with('1') || name != "husk-vmm",
+            !first || status["NSpid"].ends_with("\t1"),
             "pid 1 of its namespace"
         );
         assert_eq!(status["Umask"], "0000");
     }
     assert_eq!(holders, ["fs"]);
+    // 1024 for each of the guest's 64 MiB, or what whoever started it may have.
+    let limits = fs::read_to_string(process.join("limits")).unwrap();
+    let files = limits.lines().find(|l| l.starts_with("Max open files"));
+    let numbers: Vec<_> = files.unwrap().split_whitespace().skip(3).take(2).collect();
+    let (_, hard) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .expect("a limit of our own");
+    let given = ["65536".to_owned(), hard.min(65536).to_string()];
+    assert_eq!(numbers[0], numbers[1], "{limits}");
+    assert!(given.iter().any(|number| number == numbers[0]), "{limits}");
 }
 
 #[test]
@@ -283,6 +297,48 @@ fn hanging_up_ends_the_vmm() {
 }
 
 #[test]
+fn vcpus_and_room_for_memory_are_added_while_the_guest_runs() {
+    if cannot_run() {
+        return;
+    }
+    let mut jailed = Jailed::start("growth", MsFlags::MS_PRIVATE, |kernel, kvm| {
+        json!({
+            "vcpus": 1, "max_vcpus": 3, "memory_mib": 64, "max_memory_mib": 4096, "kvm": kvm,
+            "kernel": { "image": kernel, "cmdline": "" },
+        })
+    });
+    jailed.wait_for("kernel_entered");
+    let vcpus = |count: u32| jailed.ask(&json!({ "verb": "grow_vcpus", "count": count }));
+    let memory = |mib: u32| jailed.ask(&json!({ "verb": "resize_memory", "mib": mib }));
+    for (count, there) in [(1, 1), (2, 2), (3, 3), (0, 3)] {
+        assert_eq!(vcpus(count), json!({ "vcpus": there }));
+    }
+    let refusal = vcpus(4)["error"].to_string();
+    assert!(refusal.contains("was built for 3"), "{refusal}");
+    let process = PathBuf::from(format!("/proc/{}", jailed.pid()));
+    let comm = |task: &String| fs::read_to_string(process.join("task").join(task).join("comm"));
+    let named = || {
+        let threads = names(&process.join("task"));
+        let vcpus = threads.iter().map(comm).filter_map(Result::ok);
+        vcpus.filter(|name| name.starts_with("vcpu")).count()
+    };
+    // A thread names itself, and has not always done so when the answer is here.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while named() < 3 && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(named(), 3);
+    // There is no driver to plug it, but KVM takes what is opened for it.
+    for mib in [64, 66, 1024, 4096, 0] {
+        assert_eq!(memory(mib), json!({ "memory_mib": 64 }));
+    }
+    let refusal = memory(5000)["error"].to_string();
+    assert!(refusal.contains("cannot be plugged"), "{refusal}");
+    assert_eq!(jailed.ask(&json!({ "verb": "stop" })), json!("ok"));
+    assert_eq!(jailed.end().code(), Some(10));
+}
+
+#[test]
 fn a_path_is_refused_in_the_jail() {
     if cannot_run() {
         return;
@@ -293,4 +349,37 @@ fn a_path_is_refused_in_the_jail() {
     });
     assert_eq!(jailed.end().code(), Some(2));
     jailed.wait_for("error the kernel is the path /boot/vmlinux, but a jailed VMM takes");
+}
+
+#[test]
+fn a_tap_is_a_descriptor_and_no_capability() {
+    if cannot_run() {
+        return;
+    }
+    // This thread's own, so that nobody else sees the link.
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    let tap = match tap::open("husk0".as_ref()) {
+        Ok(tap) => tap,
+        Err(error) => {
+            println!("skipped: no tap to be had: {error}");
+            return;
+        }
+    };
+    inherit(&tap);
+    let with_tap = |tap: RawFd| {
+        move |kernel, kvm| {
+            let mut config = with_share(kernel, kvm);
+            config["net"] = json!([{ "tap": tap, "mac": "02:00:00:00:00:01", "mtu": 1500 }]);
+            config
+        }
+    };
+    let mut jailed = Jailed::start("tap", MsFlags::MS_PRIVATE, with_tap(tap.as_raw_fd()));
+    jailed.wait_for("kernel_entered");
+    drop(jailed);
+
+    let null = File::open("/dev/null").unwrap();
+    inherit(&null);
+    let mut jailed = Jailed::start("null", MsFlags::MS_PRIVATE, with_tap(null.as_raw_fd()));
+    assert_eq!(jailed.end().code(), Some(2));
+    jailed.wait_for("error cannot build network device 0: the descriptor is not a tap's");
 }

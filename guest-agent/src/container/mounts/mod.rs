@@ -47,6 +47,13 @@ impl PlannedMount {
         if mount.kind == "bind" {
             options.flags |= MsFlags::MS_BIND;
         }
+        if mount.destination.as_os_str().is_empty() {
+            return Err(SpecError::Value {
+                field: format!("mounts[{index}].destination"),
+                value: String::new(),
+                must: "a path in the container",
+            });
+        }
         // A relative destination counts from the root, as in runc.
         let destination = target::clean(&Path::new("/").join(&mount.destination));
         let kind = match mount.kind.as_str() {

@@ -63,8 +63,8 @@ pub fn make_target(path: &Path, is_dir: bool) -> io::Result<PathBuf> {
 pub fn make(target: &Path, is_dir: bool) -> io::Result<()> {
     match fs::symlink_metadata(target) {
         Ok(found) if found.is_dir() == is_dir => return Ok(()),
-        Ok(_) if is_dir => return Err(Errno::ENOTDIR.into()),
-        Ok(_) => return Err(Errno::EISDIR.into()),
+        // Either way, as mount(2) has it.
+        Ok(_) => return Err(Errno::ENOTDIR.into()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }

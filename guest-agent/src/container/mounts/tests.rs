@@ -78,7 +78,7 @@ fn targets_are_made_as_what_they_have_to_be() {
     assert!(make_target(&dir, true).unwrap().is_dir());
     assert_eq!(
         make_target(&dir, false).unwrap_err().raw_os_error(),
-        Some(libc::EISDIR)
+        Some(libc::ENOTDIR)
     );
 }
 

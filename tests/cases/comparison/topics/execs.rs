@@ -96,7 +96,12 @@ pub const SHORT: &[Group] = &[
             })
             }),
             ("no limits", |c| {
-                c.sh_with("ulimit -n | wc -l", |p| p["rlimits"] = json!([]))
+                c.sh_with("ulimit -n", |p| p["rlimits"] = json!([]))
+            }),
+            ("limits of its own and inherited ones", |c| {
+                c.sh_with("cat /proc/self/limits", |p| {
+                    p["rlimits"] = json!([{ "type": "RLIMIT_NPROC", "soft": 70, "hard": 80 }]);
+                })
             }),
             ("an out-of-memory score", |c| {
                 c.sh_with("cat /proc/self/oom_score_adj", |p| {
@@ -117,8 +122,8 @@ pub const SHORT: &[Group] = &[
                 c.exec(&["/etc/passwd"])
             }),
             ("a program its user may not run", |c| {
-                c.sh("cp /bin/busybox /bin/mine; chmod 700 /bin/mine");
-                c.exec_with(&["/bin/mine", "true"], |p| {
+                c.sh("mkdir /own; cp /bin/busybox /own/echo; chmod 700 /own/echo");
+                c.exec_with(&["/own/echo", "ran"], |p| {
                     p["user"] = json!({ "uid": 1000, "gid": 1000 })
                 })
             }),
@@ -140,7 +145,7 @@ pub const SHORT: &[Group] = &[
                 c.sh("readlink /proc/self/root; ls -A /proc/self/root | sort")
             }),
             ("sees init", |c| {
-                c.sh("cat /proc/1/comm; ls -d /proc/[0-9]* | wc -l")
+                c.sh("cat /proc/1/comm; set -- /proc/[0-9]*; echo $#")
             }),
             ("its parent is outside", |c| {
                 c.exec(&["cut", "-d ", "-f4", "/proc/self/stat"])
@@ -148,7 +153,7 @@ pub const SHORT: &[Group] = &[
             ("a session of its own", |c| {
                 c.sh("p=$(cut -d' ' -f1,6 /proc/$$/stat); [ \"${p% *}\" = \"${p#* }\" ] && echo leader")
             }),
-            ("descriptors", |c| c.sh("ls /proc/$$/fd | tr '\\n' ' '")),
+            ("descriptors", |c| c.sh("cd /proc/$$/fd && echo *")),
             ("nothing is blocked or ignored", |c| {
                 c.sh("grep -E '^Sig(Blk|Ign)' /proc/self/status")
             }),

@@ -46,6 +46,7 @@ pub const SHORT: &[Group] = &[
         |_| {},
         &[
             ("descriptors", "ls /proc/1/fd"),
+            ("limits nobody named", "cat /proc/1/limits"),
             (
                 "nothing else is open",
                 "for f in 0 1 2; do readlink /proc/1/fd/$f | sed 's/:.*//'; done",
@@ -67,7 +68,10 @@ pub const SHORT: &[Group] = &[
                 "no tracer, no threads",
                 "grep -E '^(TracerPid|Threads)' /proc/1/status",
             ),
-            ("no keys", "cat /proc/self/sessionid 2>/dev/null | wc -c"),
+            (
+                "a session of the audit",
+                "cat /proc/self/sessionid 2>/dev/null | wc -c",
+            ),
             ("it may dump core", "grep CoreDumping /proc/1/status"),
             ("timer slack", "cat /proc/self/timerslack_ns"),
             (

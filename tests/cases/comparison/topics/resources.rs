@@ -55,6 +55,25 @@ pub const SHORT: &[Group] = &[
         ],
     ),
     Group::shell(
+        "cgroups that can be written to",
+        |spec| {
+            limited(spec, json!({ "pids": { "limit": 50 } }));
+            let mounts = spec["mounts"].as_array_mut().expect("mounts");
+            let cgroup = mounts.last_mut().expect("the cgroup's");
+            cgroup["options"] = json!(["nosuid", "noexec", "nodev", "relatime", "rw"]);
+        },
+        &[
+            (
+                "its own limit stays",
+                "echo max >/sys/fs/cgroup/pids.max; cat /sys/fs/cgroup/pids.max",
+            ),
+            (
+                "one of its own",
+                "mkdir /sys/fs/cgroup/own && cat /sys/fs/cgroup/own/cgroup.type; rmdir /sys/fs/cgroup/own",
+            ),
+        ],
+    ),
+    Group::shell(
         "processors by weight and quota",
         |spec| {
             limited(

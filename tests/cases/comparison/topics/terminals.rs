@@ -48,7 +48,7 @@ pub const SHORT: &[Group] = &[Group::running(
             c.sh_with("set -- $(cut -d' ' -f1,5,6,8 /proc/$$/stat); [ $1 = $2 ] && [ $1 = $3 ] && [ $1 = $4 ] && echo leader", terminal)
         }),
         ("descriptors", |c| {
-            c.sh_with("ls /proc/$$/fd | tr '\\n' ' '", terminal)
+            c.sh_with("cd /proc/$$/fd && echo *", terminal)
         }),
         ("no environment of its own", |c| {
             c.sh_with("echo ${TERM-unset}", terminal)

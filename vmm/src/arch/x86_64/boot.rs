@@ -84,12 +84,21 @@ pub fn load(memory: &GuestMemory, source: BootSource) -> Result<u64, BootError> 
     Ok(entry)
 }
 
-/// The command line given, with the devices appended, each as
-/// `virtio_mmio.device=4K@<address>:<GSI>`.
+/// The command line given, with the number of CPUs to boot with, if it is not all of them,
+/// and the devices appended, each as `virtio_mmio.device=4K@<address>:<GSI>`.
 ///
 /// Arguments for init (behind `--`) stay at the end.
-pub fn cmdline(given: &str, devices: &[(u64, u32)]) -> Result<Cmdline, BootError> {
+pub fn cmdline(
+    given: &str,
+    boot_cpus: Option<u32>,
+    devices: &[(u64, u32)],
+) -> Result<Cmdline, BootError> {
     let mut cmdline = Cmdline::try_from(given, layout::CMDLINE_SIZE).map_err(BootError::Cmdline)?;
+    if let Some(cpus) = boot_cpus {
+        cmdline
+            .insert("maxcpus", &cpus.to_string())
+            .map_err(BootError::Cmdline)?;
+    }
     for (address, gsi) in devices {
         let address = GuestAddress(*address);
         cmdline
@@ -237,20 +246,20 @@ mod tests {
     fn devices_are_appended_to_the_command_line() {
         let devices = [(0xd000_0000, 5), (0xd000_1000, 6)];
         let text = |given: &str| {
-            let cmdline = cmdline(given, &devices).unwrap();
+            let cmdline = cmdline(given, Some(2), &devices).unwrap();
             cmdline.as_cstring().unwrap().into_string().unwrap()
         };
         assert_eq!(
             text("console=ttyS0 quiet"),
-            "console=ttyS0 quiet virtio_mmio.device=4K@0xd0000000:5 \
+            "console=ttyS0 quiet maxcpus=2 virtio_mmio.device=4K@0xd0000000:5 \
              virtio_mmio.device=4K@0xd0001000:6"
         );
         assert_eq!(
             text("quiet -- for init"),
-            "quiet virtio_mmio.device=4K@0xd0000000:5 \
+            "quiet maxcpus=2 virtio_mmio.device=4K@0xd0000000:5 \
              virtio_mmio.device=4K@0xd0001000:6 -- for init"
         );
-        assert!(cmdline(&"x".repeat(2000), &devices).is_err());
+        assert!(cmdline(&"x".repeat(2000), None, &devices).is_err());
     }
 
     #[test]
@@ -260,7 +269,7 @@ mod tests {
             address: 0x300_0000,
             len: 77,
         };
-        write_zero_page(&memory, &initramfs, &cmdline("quiet", &[]).unwrap()).unwrap();
+        write_zero_page(&memory, &initramfs, &cmdline("quiet", None, &[]).unwrap()).unwrap();
         let read = |offset| {
             memory
                 .read_obj::<u32>(GuestAddress(layout::ZERO_PAGE + offset))

@@ -14,6 +14,9 @@ const ECX_HYPERVISOR: u32 = 1 << 31;
 const ECX_TSC_DEADLINE: u32 = 1 << 24;
 /// CPUID.1:ECX, performance counter capabilities.
 const ECX_PDCM: u32 = 1 << 15;
+/// CPUID.1:ECX (Intel) and CPUID.8000_0001:ECX (AMD), virtualisation.
+const ECX_VMX: u32 = 1 << 5;
+const ECX_SVM: u32 = 1 << 2;
 /// CPUID.1:EDX, the count of logical processors in EBX is valid.
 const EDX_HTT: u32 = 1 << 28;
 /// CPUID.6:EAX, turbo boost.
@@ -53,7 +56,8 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u32, count: u32) {
     match entry.function {
         0x1 => {
             entry.ebx = (entry.ebx & 0xffff) | (count & 0xff) << 16 | (id & 0xff) << 24;
-            entry.ecx = (entry.ecx | ECX_HYPERVISOR) & !ECX_PDCM;
+            // No machines in the machine: nested virtualisation is much to attack.
+            entry.ecx = (entry.ecx | ECX_HYPERVISOR) & !(ECX_PDCM | ECX_VMX);
             if count > 1 {
                 entry.edx |= EDX_HTT;
             } else {
@@ -81,6 +85,9 @@ fn adjust(entry: &mut kvm_cpuid_entry2, id: u32, count: u32) {
             };
             entry.edx = id;
         }
+        0x8000_0001 => entry.ecx &= !ECX_SVM,
+        // What SVM can do.
+        0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         // Sizes (AMD): number of cores less one, and bits of the id they take.
         0x8000_0008 => {
             entry.ecx = (entry.ecx & !0xf0ff) | core_bits << 12 | (count - 1).min(0xff);
@@ -147,6 +154,14 @@ mod tests {
         assert_ne!(leaf.ecx & ECX_HYPERVISOR, 0);
         assert_eq!(leaf.ecx & ECX_PDCM, 0);
         assert_eq!(adjusted(0xa, 0, 0, 1).eax, 0);
+    }
+
+    #[test]
+    fn there_is_no_virtualisation_in_the_guest() {
+        assert_eq!(adjusted(1, 0, 0, 1).ecx & ECX_VMX, 0);
+        assert_eq!(adjusted(0x8000_0001, 0, 0, 1).ecx, !ECX_SVM);
+        let leaf = adjusted(0x8000_000a, 0, 0, 1);
+        assert_eq!((leaf.eax, leaf.ebx, leaf.ecx, leaf.edx), (0, 0, 0, 0));
     }
 
     #[test]

@@ -18,6 +18,7 @@
 //! | `0xfee00000` | | local APIC |
 //! | `0xfffbc000` | `0xfffc0000` | KVM's own identity map and TSS |
 //! | `0x100000000` | | RAM above 3 GiB |
+//! | after RAM, 128 MiB aligned | | memory plugged at run time, from `0x100000000` on |
 
 /// Global descriptor table.
 pub const GDT: u64 = 0x500;

@@ -20,9 +20,12 @@
 //!   capabilities these threads keep, and a vCPU thread could not hand on what it no
 //!   longer has. `reset` waits until the threads have let go of queues and memory.
 
+pub mod balloon;
 pub mod fs;
 pub mod interrupt;
+pub mod mem;
 pub mod mmio;
+pub mod net;
 pub mod pump;
 pub mod rng;
 pub mod vsock;
@@ -61,6 +64,12 @@ pub trait VirtioDevice: Send {
     /// Reads the configuration space at `offset`. Bytes past its end stay 0; `offset` and
     /// length are the guest's.
     fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Changes with the configuration space, so that a driver can tell whether what it read
+    /// in parts belongs together (virtio 1.2, 2.5.3).
+    fn config_generation(&self) -> u32 {
+        0
+    }
 
     /// Takes over the queues at DRIVER_OK: validated, and frozen until `reset`.
     ///

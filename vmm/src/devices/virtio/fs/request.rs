@@ -4,10 +4,10 @@ use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader};
 use fuse_backend_rs::api::server::{MAX_BUFFER_SIZE, Server};
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
 use virtio_queue::DescriptorChain;
-use vm_memory::{ByteValued as _, GuestMemoryMmap};
+use vm_memory::ByteValued as _;
 
 use super::tree::Tree;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Ram};
 
 /// Most bytes of a request, and of the room for its reply: the largest READ or WRITE the
 /// server negotiates, and a page for headers and arguments.
@@ -22,7 +22,7 @@ const REPLY_HEADER_LEN: u32 = size_of::<OutHeader>() as u32;
 /// there is room; else the chain goes back untouched.
 pub fn serve(
     server: &Server<std::sync::Arc<Tree>>,
-    mem: &GuestMemoryMmap,
+    mem: &Ram,
     chain: DescriptorChain<GuestMemory>,
 ) -> u32 {
     let Ok(reader) = Reader::from_descriptor_chain::<GuestMemory>(mem, chain.clone()) else {

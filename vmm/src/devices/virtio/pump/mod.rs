@@ -23,11 +23,11 @@
 
 use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use thiserror::Error;
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory as _};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::interrupt::Interrupt;
@@ -83,10 +83,12 @@ pub enum QueueError {
         len: u32,
     },
     /// Too many bytes in all.
-    #[error("descriptor chain {head} describes more than {MAX_CHAIN_BYTES} bytes")]
+    #[error("descriptor chain {head} describes more than {max} bytes")]
     TooLong {
         /// Index of its first descriptor.
         head: u16,
+        /// How many it may.
+        max: u64,
     },
 }
 
@@ -170,8 +172,10 @@ pub struct QueuePump {
     features: RingFeatures,
     kick: Arc<EventFd>,
     interrupt: Interrupt,
+    max_chain_bytes: u64,
     broken: bool,
-    unannounced: bool,
+    /// Chains given back since the driver was last told.
+    unannounced: u16,
 }
 
 impl QueuePump {
@@ -190,9 +194,23 @@ impl QueuePump {
             features,
             kick,
             interrupt,
+            max_chain_bytes: MAX_CHAIN_BYTES,
             broken: false,
-            unannounced: false,
+            unannounced: 0,
         })
+    }
+
+    /// Lets a chain describe other than [`MAX_CHAIN_BYTES`] bytes: for a device that never
+    /// copies what a buffer holds.
+    #[must_use]
+    pub fn with_max_chain_bytes(mut self, max: u64) -> Self {
+        self.max_chain_bytes = max;
+        self
+    }
+
+    /// The interrupt of this queue's device.
+    pub fn interrupt(&self) -> &Interrupt {
+        &self.interrupt
     }
 
     /// Becomes readable when the driver kicked; for an epoll set.
@@ -203,6 +221,11 @@ impl QueuePump {
     /// Empties [`kick`](Self::kick), before the queue is processed.
     pub fn ack_kick(&self) {
         eventfd::lower(&self.kick);
+    }
+
+    /// Number of descriptors, and of chains that can be taken at a time.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Whether the driver broke the queue; it yields nothing until the device is reset.
@@ -233,25 +256,31 @@ impl QueuePump {
     /// Gives a chain back with `len` bytes written to its writable buffers. The driver
     /// hears of it at the next [`notify`](Self::notify).
     pub fn push_used(&mut self, head: u16, len: u32) {
+        self.push_used_together(&[(head, len)]);
+    }
+
+    /// As [`push_used`](Self::push_used) for several chains, each a head and a length, of
+    /// which the driver sees none before it sees all.
+    pub fn push_used_together(&mut self, chains: &[(u16, u32)]) {
         if self.broken {
             return;
         }
-        match self.queue.add_used(&*self.mem, head, len) {
-            Ok(()) => self.unannounced = true,
-            Err(error) => self.break_queue(&QueueError::Rings(error)),
+        if let Err(error) = self.try_push_used(chains) {
+            self.break_queue(&error);
         }
     }
 
     /// Interrupts the driver if chains were given back since the last call and it wants
     /// to be told.
     pub fn notify(&mut self) {
-        if self.broken || !std::mem::take(&mut self.unannounced) {
+        let count = std::mem::take(&mut self.unannounced);
+        if self.broken || count == 0 {
             return;
         }
-        match self.queue.needs_notification(&*self.mem) {
+        match self.wants_interrupt(count) {
             Ok(true) => self.interrupt.signal_queue(),
             Ok(false) => {}
-            Err(error) => self.break_queue(&QueueError::Rings(error)),
+            Err(error) => self.break_queue(&error),
         }
     }
 
@@ -316,6 +345,48 @@ impl QueuePump {
         self.fail();
     }
 
+    /// The library writes the last element and moves the index past all of them.
+    fn try_push_used(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some(((head, len), others)) = chains.split_last() else {
+            return Ok(());
+        };
+        let mut next = self.queue.next_used();
+        for (head, len) in others {
+            let slot = u64::from(next % self.queue.size());
+            let at = GuestAddress(self.queue.used_ring() + 4 + 8 * slot);
+            let element = [u32::from(*head).to_le(), len.to_le()];
+            self.mem
+                .write_obj(element, at)
+                .map_err(|_| QueueError::Entry)?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        self.queue
+            .add_used(&*self.mem, *head, *len)
+            .map_err(QueueError::Rings)?;
+        self.unannounced = self.unannounced.saturating_add(chains.len() as u16);
+        Ok(())
+    }
+
+    /// Whether the driver asked to be told of one of the last `count` chains given back
+    /// (virtio 1.2, 2.7.7.2 and 2.7.10). The library counts them for itself and misses
+    /// those given back together.
+    fn wants_interrupt(&self, count: u16) -> Result<bool, QueueError> {
+        if !self.features.event_idx {
+            return Ok(true);
+        }
+        // The used index must be out before the driver's wish is read, as the driver
+        // states its wish before it looks at the index.
+        fence(Ordering::SeqCst);
+        let at = self.queue.avail_ring() + 4 + 2 * u64::from(self.queue.size());
+        let used_event: u16 = self
+            .mem
+            .read_obj(GuestAddress(at))
+            .map_err(|_| QueueError::Entry)?;
+        let behind = self.queue.next_used().wrapping_sub(used_event);
+        Ok((1..=count).contains(&behind))
+    }
+
     fn try_pop(&mut self) -> Result<Option<DescriptorChain<GuestMemory>>, QueueError> {
         if self.broken {
             return Ok(None);
@@ -373,8 +444,9 @@ impl QueuePump {
             ended = !descriptor.has_next();
             let (address, len) = (descriptor.addr(), descriptor.len());
             bytes += u64::from(len);
-            if bytes > MAX_CHAIN_BYTES {
-                return Err(QueueError::TooLong { head });
+            if bytes > self.max_chain_bytes {
+                let max = self.max_chain_bytes;
+                return Err(QueueError::TooLong { head, max });
             }
             // A zero-length buffer may point anywhere; nothing is read from it.
             if len > 0 && !self.mem.check_range(address, len as usize) {
@@ -390,7 +462,6 @@ impl QueuePump {
 
     fn is_indirect(&self, chain: &DescriptorChain<GuestMemory>) -> bool {
         use virtio_queue::desc::split::Descriptor;
-        use vm_memory::Bytes;
         // Only without the feature, where one look at each direct descriptor decides.
         let mut index = chain.head_index();
         for _ in 0..self.queue.size() {

@@ -75,6 +75,30 @@ fn the_driver_chooses_when_it_is_interrupted() {
 }
 
 #[test]
+fn chains_given_back_together_appear_together_across_the_rings_end() {
+    let (mut guest, mut pump) = queue();
+    let buffer = guest.writable(1);
+    for round in 0..20 {
+        let heads: [u16; 3] = std::array::from_fn(|_| guest.add(&[buffer]));
+        for head in heads {
+            assert_eq!(pump.pop().unwrap().head_index(), head);
+        }
+        assert_eq!(guest.used(), None);
+        // An interrupt is asked for at the first of the three.
+        guest.set_used_event(3 * round);
+        pump.push_used_together(&[(heads[2], 7), (heads[0], 8), (heads[1], 9)]);
+        pump.notify();
+        assert!(guest.interrupted(), "round {round}");
+        assert_eq!(guest.used(), Some((heads[2], 7)));
+        assert_eq!(guest.used(), Some((heads[0], 8)));
+        assert_eq!(guest.used(), Some((heads[1], 9)));
+        assert_eq!(guest.used(), None);
+        pump.notify();
+        assert!(!guest.interrupted(), "told twice");
+    }
+}
+
+#[test]
 fn a_chain_the_device_has_no_room_for_stays_first() {
     let (mut guest, mut pump) = queue();
     let buffer = guest.writable(1);

@@ -291,7 +291,7 @@ impl Client {
         self.ask(READ, node, &io_args(handle, 0, len))
     }
 
-    /// Names in a directory.
+    /// Names in a directory but for the two that are in each.
     pub fn list(&mut self, node: u64) -> Result<Vec<String>, i32> {
         let handle = u64_at(&self.ask(OPENDIR, node, &words(&[0, 0]))?, 0);
         let reply = self.ask(READDIR, node, &io_args(handle, 0, 4096))?;
@@ -303,6 +303,8 @@ impl Client {
             names.push(String::from_utf8(name).unwrap());
             at += (24 + len).next_multiple_of(8);
         }
+        assert_eq!(names[..2], [".", ".."]);
+        names.drain(..2);
         names.sort();
         Ok(names)
     }

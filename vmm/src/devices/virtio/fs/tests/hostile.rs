@@ -111,6 +111,11 @@ fn symlinks_of_the_guest_are_not_followed() {
     body.extend(cstr("evil"));
     assert!(guest.ask(MKDIR, link.node, &body).is_err());
     assert!(!guest.host.path("outside/evil").exists());
+    // O_PATH would make open(2) ignore O_CREAT and O_EXCL, and follow the link.
+    let flags = (libc::O_CREAT | libc::O_PATH) as u32;
+    let mut body = words(&[flags, 0o644, 0, 0]);
+    body.extend(cstr("link"));
+    assert!(guest.ask(CREATE, dir, &body).is_err());
 }
 
 #[test]

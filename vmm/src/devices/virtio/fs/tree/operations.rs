@@ -174,7 +174,8 @@ impl FileSystem for Tree {
         if is_pseudo(inode) {
             return Err(errno(libc::EISDIR));
         }
-        self.vfs.open(ctx, inode.into(), flags, fuse_flags)
+        self.vfs
+            .open(ctx, inode.into(), open_flags(flags), fuse_flags)
     }
 
     fn create(
@@ -182,10 +183,11 @@ impl FileSystem for Tree {
         ctx: &Context,
         parent: u64,
         name: &CStr,
-        args: CreateIn,
+        mut args: CreateIn,
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
         check_name(name)?;
         check_writable(parent)?;
+        args.flags = open_flags(args.flags) | libc::O_NOFOLLOW as u32;
         let (entry, handle, options, backing) = self.vfs.create(ctx, parent.into(), name, args)?;
         Ok((self.stamp(entry), handle, options, backing))
     }
@@ -335,7 +337,7 @@ impl FileSystem for Tree {
         inode: u64,
         flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions)> {
-        self.vfs.opendir(ctx, inode.into(), flags)
+        self.vfs.opendir(ctx, inode.into(), open_flags(flags))
     }
 
     fn readdir(
@@ -349,6 +351,9 @@ impl FileSystem for Tree {
     ) -> io::Result<()> {
         let size = size.min(MAX_DIRENTS_LEN);
         check_dir_offset(offset)?;
+        let Some(offset) = dots::list(offset, inode, add_entry)? else {
+            return Ok(());
+        };
         self.vfs
             .readdir(ctx, inode.into(), handle, size, offset, add_entry)
     }
@@ -364,6 +369,11 @@ impl FileSystem for Tree {
     ) -> io::Result<()> {
         let size = size.min(MAX_DIRENTS_LEN);
         check_dir_offset(offset)?;
+        // An entry without an inode is a name alone; the guest has these inodes already.
+        let mut add_name = |entry: DirEntry| add_entry(entry, Entry::default());
+        let Some(offset) = dots::list(offset, inode, &mut add_name)? else {
+            return Ok(());
+        };
         let mut add = |dir_entry: DirEntry, entry: Entry| {
             let entry = if is_pseudo(inode) {
                 self.stamp_below_pseudo(ctx, entry)?
@@ -419,6 +429,26 @@ fn check_same_export(a: u64, b: u64) -> io::Result<()> {
         return Err(errno(libc::EXDEV));
     }
     Ok(())
+}
+
+/// What a guest may ask of open(2), the crate handing it on as it is: `O_PATH` would make it
+/// ignore all else, `O_CREAT | O_EXCL` among it, and follow a link of the guest's anywhere;
+/// `O_TMPFILE` makes files without a name.
+fn open_flags(flags: u32) -> u32 {
+    const ALLOWED: i32 = libc::O_ACCMODE
+        | libc::O_APPEND
+        | libc::O_TRUNC
+        | libc::O_EXCL
+        | libc::O_NONBLOCK
+        | libc::O_SYNC
+        | libc::O_DSYNC
+        | libc::O_DIRECT
+        | libc::O_NOATIME
+        | libc::O_NOFOLLOW
+        | libc::O_LARGEFILE
+        | libc::O_DIRECTORY;
+    // All of `O_TMPFILE` but the bit that is its own is `O_DIRECTORY`.
+    flags & ALLOWED as u32
 }
 
 /// The crate adds one to it.

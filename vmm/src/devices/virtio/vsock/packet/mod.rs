@@ -7,10 +7,10 @@
 
 use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{GuestMemory as _, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{GuestMemory as _, VolatileSlice};
 
 use super::MAX_PAYLOAD;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Ram};
 
 /// Length of the header on the wire, in bytes.
 pub const HEADER_LEN: usize = 44;
@@ -122,7 +122,7 @@ pub struct TxPacket<'m> {
 impl<'m> TxPacket<'m> {
     /// Reads the packet a chain of the transmit queue holds. `None` if it is no
     /// packet: too short, outside guest memory, or longer than [`MAX_PAYLOAD`].
-    pub fn parse(mem: &'m GuestMemoryMmap, chain: DescriptorChain<GuestMemory>) -> Option<Self> {
+    pub fn parse(mem: &'m Ram, chain: DescriptorChain<GuestMemory>) -> Option<Self> {
         Self::from_slices(collect(mem, chain.readable())?)
     }
 
@@ -147,7 +147,7 @@ pub struct RxBuffer<'m> {
 impl<'m> RxBuffer<'m> {
     /// Takes the writable part of a chain of the receive queue. `None` if it cannot
     /// hold a header and a byte, or lies outside guest memory.
-    pub fn parse(mem: &'m GuestMemoryMmap, chain: DescriptorChain<GuestMemory>) -> Option<Self> {
+    pub fn parse(mem: &'m Ram, chain: DescriptorChain<GuestMemory>) -> Option<Self> {
         Self::from_slices(collect(mem, chain.writable())?)
     }
 
@@ -184,10 +184,7 @@ impl<'m> RxBuffer<'m> {
 
 /// The memory `descriptors` name, as far as one packet can reach, or `None` if some of
 /// it is no guest memory.
-fn collect<'m>(
-    mem: &'m GuestMemoryMmap,
-    descriptors: impl Iterator<Item = Descriptor>,
-) -> Option<Slices<'m>> {
+fn collect<'m>(mem: &'m Ram, descriptors: impl Iterator<Item = Descriptor>) -> Option<Slices<'m>> {
     let mut slices = Slices::with_capacity(2);
     let mut room = HEADER_LEN + MAX_PAYLOAD as usize;
     for descriptor in descriptors {

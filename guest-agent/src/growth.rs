@@ -1,0 +1,131 @@
+//! Making use of CPUs and memory that the VMM has added to the running machine.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use agent_protocol::agent::{ResizeRequest, ResizeResponse};
+use nix::errno::Errno;
+use tokio::time::{Instant, sleep};
+
+use crate::console;
+use crate::error::Error;
+
+/// How long memory that was plugged may take to be online. The driver adds it block by
+/// block, and the last one was plugged before this was asked.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// How often it is looked for: the kernel tells nobody who does not listen for uevents.
+const PERIOD: Duration = Duration::from_millis(5);
+
+/// Memory for each thread that the kernel allows by itself, in KiB: eight times its stack
+/// (`set_max_threads` of its kernel/fork.c).
+const KIB_PER_THREAD: u64 = 8 * 16;
+/// Memory for each open file, likewise (`files_maxfiles_init` of its fs/file_table.c).
+const KIB_PER_FILE: u64 = 10;
+
+/// Brings CPUs online and waits for memory; tells what there is then.
+pub async fn resize(request: ResizeRequest) -> Result<ResizeResponse, Error> {
+    let cpus = bring_online(request.cpus)?;
+    let end = Instant::now() + DEADLINE;
+    let mut memory_kib = memory()?;
+    while memory_kib < request.memory_kib && Instant::now() < end {
+        sleep(PERIOD).await;
+        memory_kib = memory()?;
+    }
+    if request.memory_kib > 0 {
+        raise_limits(memory_kib);
+    }
+    Ok(ResizeResponse {
+        cpus,
+        memory_kib,
+        ..Default::default()
+    })
+}
+
+/// Brings CPUs online until `wanted` are, as far as there are that many; returns how many.
+fn bring_online(wanted: u32) -> Result<u32, Error> {
+    let mut online = count(&read("/sys/devices/system/cpu/online")?);
+    let mut next = 1;
+    while online < wanted {
+        let file = PathBuf::from(format!("/sys/devices/system/cpu/cpu{next}/online"));
+        next += 1;
+        match fs::read_to_string(&file) {
+            Ok(text) if text.trim() == "0" => {}
+            Ok(_) => continue,
+            // The last one there is.
+            Err(_) => break,
+        }
+        match fs::write(&file, "1") {
+            Ok(()) => online += 1,
+            Err(error) => console::warn(format_args!("CPU {}: {error}", next - 1)),
+        }
+    }
+    Ok(online)
+}
+
+/// How many numbers a list such as `0-2,5` names.
+fn count(list: &str) -> u32 {
+    let ranges = list.trim().split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
+        last.checked_sub(first)?.checked_add(1)
+    });
+    ranges.sum()
+}
+
+/// MemTotal in KiB.
+fn memory() -> Result<u64, Error> {
+    let text = read("/proc/meminfo")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let number = total.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok());
+    number.ok_or(Error::System {
+        what: "reading MemTotal",
+        errno: Errno::EIO,
+    })
+}
+
+/// What the kernel derived from the memory it booted with.
+fn raise_limits(memory_kib: u64) {
+    for (file, limit) in [
+        ("/proc/sys/kernel/threads-max", memory_kib / KIB_PER_THREAD),
+        ("/proc/sys/fs/file-max", memory_kib / KIB_PER_FILE),
+    ] {
+        let now = fs::read_to_string(file).ok();
+        let now: u64 = now.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        if limit > now
+            && let Err(error) = fs::write(file, limit.to_string())
+        {
+            console::warn(format_args!("{file}: {error}"));
+        }
+    }
+}
+
+fn read(path: &'static str) -> Result<String, Error> {
+    fs::read_to_string(path).map_err(|error| Error::System {
+        what: path,
+        errno: Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus_are_counted() {
+        for (list, expected) in [
+            ("0\n", 1),
+            ("0-3\n", 4),
+            ("0-1,4,6-7", 5),
+            ("", 0),
+            ("3-1", 0),
+        ] {
+            assert_eq!(count(list), expected, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn this_machine_has_memory() {
+        assert!(memory().unwrap() > 1024);
+    }
+}

@@ -1,0 +1,228 @@
+//! The pod's network: the guest's devices, and the changes to them that the shim asks for.
+//!
+//! The shim knows what the pod's network namespace holds and words it as requests of
+//! rtnetlink(7); the agent hands them to the kernel, one by one, and reads each answer.
+//! The kernel carries a request out while it is sent: nothing here ever waits.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+
+use agent_protocol::agent::{Link, NetworkChange};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+};
+
+use crate::error::Error;
+use crate::sys;
+
+/// Where the kernel lists its network devices.
+const DEVICES: &str = "/sys/class/net";
+/// Room for an answer: an error number, the header it answers, a text.
+const ANSWER: usize = 4096;
+/// Length of a message's header (`struct nlmsghdr`) and of an attribute's.
+const HEADER: usize = 16;
+const ATTRIBUTE_HEADER: usize = 4;
+/// Type of the message that acknowledges or refuses.
+const NLMSG_ERROR: u16 = 2;
+/// The attribute that says in words why a request was refused.
+const NLMSGERR_ATTR_MSG: u16 = 1;
+
+/// The devices, without lo, ordered by their indexes.
+pub fn links() -> Result<Vec<Link>, Error> {
+    let failed = |error: io::Error| Error::io("listing the network devices", &error);
+    let mut links = Vec::new();
+    for device in fs::read_dir(DEVICES).map_err(failed)? {
+        let device = device.map_err(failed)?;
+        let link = Link {
+            name: device.file_name().to_string_lossy().into_owned(),
+            index: read(&device.path(), "ifindex", |text| text.parse().ok()).map_err(failed)?,
+            mac: read(&device.path(), "address", mac).map_err(failed)?,
+            ..Default::default()
+        };
+        if link.name != "lo" {
+            links.push(link);
+        }
+    }
+    links.sort_by_key(|link| link.index);
+    Ok(links)
+}
+
+fn read<T>(device: &Path, file: &str, parse: impl FnOnce(&str) -> Option<T>) -> io::Result<T> {
+    let text = fs::read_to_string(device.join(file))?;
+    parse(text.trim_end()).ok_or(io::ErrorKind::InvalidData.into())
+}
+
+/// Bytes as the kernel writes an address: `aa:bb:cc:dd:ee:ff`.
+fn mac(text: &str) -> Option<Vec<u8>> {
+    let bytes = text.split(':').filter(|byte| !byte.is_empty());
+    bytes
+        .map(|byte| u8::from_str_radix(byte, 16).ok())
+        .collect()
+}
+
+/// Brings up lo.
+pub fn loopback_up() -> Result<(), Error> {
+    const LENGTH: u32 = 32;
+    let up = (libc::IFF_UP as u32).to_ne_bytes();
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
+    let mut request = Vec::new();
+    // `struct nlmsghdr`: length, type, flags, sequence number and port.
+    request.extend(LENGTH.to_ne_bytes());
+    request.extend(libc::RTM_SETLINK.to_ne_bytes());
+    request.extend((flags as u16).to_ne_bytes());
+    request.extend([0; 8]);
+    // `struct ifinfomsg`: family and type, index, flags, which of them to change.
+    request.extend([0; 4]);
+    request.extend(1_u32.to_ne_bytes());
+    request.extend([up, up].concat());
+    configure(&[NetworkChange {
+        what: "link lo, up".to_owned(),
+        request,
+        ..Default::default()
+    }])
+}
+
+/// Has the kernel carry out the changes in order, up to the first that it refuses.
+pub fn configure(changes: &[NetworkChange]) -> Result<(), Error> {
+    let system = |errno| Error::System {
+        what: "talking to the kernel's network",
+        errno,
+    };
+    // Non-blocking: should an answer be missing, that is an error and no wait.
+    let kernel = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        SockProtocol::NetlinkRoute,
+    )
+    .map_err(system)?;
+    sys::explain_netlink_errors(kernel.as_fd()).map_err(system)?;
+    let mut answer = [0; ANSWER];
+    for change in changes {
+        send(kernel.as_raw_fd(), &change.request, MsgFlags::empty()).map_err(system)?;
+        let length = recv(kernel.as_raw_fd(), &mut answer, MsgFlags::empty()).map_err(system)?;
+        let answer = answer.get(..length).unwrap_or_default();
+        acknowledged(answer).map_err(|(errno, text)| Error::Network {
+            what: change.what.clone(),
+            errno,
+            text,
+        })?;
+    }
+    Ok(())
+}
+
+/// Reads the answer to a request: its error number and the kernel's explanation, if it has one.
+fn acknowledged(answer: &[u8]) -> Result<(), (Errno, String)> {
+    let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok());
+    let code = answer.get(HEADER..HEADER + 4);
+    let code = code.and_then(|bytes| bytes.try_into().ok());
+    match (kind.map(u16::from_ne_bytes), code.map(i32::from_ne_bytes)) {
+        (Some(NLMSG_ERROR), Some(0)) => Ok(()),
+        (Some(NLMSG_ERROR), Some(code)) => {
+            let attributes = answer.get(HEADER + 4 + HEADER..).unwrap_or_default();
+            let text = explanation(attributes).unwrap_or_default();
+            Err((Errno::from_raw(code.saturating_neg()), text))
+        }
+        _ => Err((Errno::EPROTO, String::new())),
+    }
+}
+
+fn explanation(mut attributes: &[u8]) -> Option<String> {
+    loop {
+        let (header, _) = attributes.split_at_checked(ATTRIBUTE_HEADER)?;
+        let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let value = attributes.get(ATTRIBUTE_HEADER..length)?;
+        if u16::from_ne_bytes([header[2], header[3]]) == NLMSGERR_ATTR_MSG {
+            let text = String::from_utf8_lossy(value);
+            return Some(text.trim_end_matches('\0').to_owned());
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(kind: u16, code: i32, attributes: &[u8]) -> Vec<u8> {
+        let mut answer = vec![0; HEADER];
+        answer[4..6].copy_from_slice(&kind.to_ne_bytes());
+        answer.extend(code.to_ne_bytes());
+        answer.extend([0; HEADER]);
+        answer.extend(attributes);
+        answer
+    }
+
+    #[test]
+    fn an_answer_is_read_with_its_explanation() {
+        assert_eq!(acknowledged(&answer(NLMSG_ERROR, 0, &[])), Ok(()));
+        let refused = acknowledged(&answer(NLMSG_ERROR, -libc::EEXIST, &[]));
+        assert_eq!(refused, Err((Errno::EEXIST, String::new())));
+        // Another attribute of one byte and its padding, then the text.
+        let mut attributes = vec![5, 0, 9, 0, 7, 0, 0, 0];
+        attributes.extend([7, 0, 1, 0, b'n', b'o', 0]);
+        let refused = acknowledged(&answer(NLMSG_ERROR, -libc::EINVAL, &attributes));
+        assert_eq!(refused, Err((Errno::EINVAL, "no".to_owned())));
+    }
+
+    #[test]
+    fn an_answer_that_makes_no_sense_is_an_error() {
+        let endless = [0, 0, 9, 0];
+        assert_eq!(explanation(&endless), None);
+        let whole = answer(NLMSG_ERROR, -libc::EINVAL, &[200, 0, 1, 0]);
+        for length in 0..whole.len() {
+            assert!(acknowledged(&whole[..length]).is_err(), "{length}");
+        }
+        assert!(acknowledged(&answer(3, 0, &[])).is_err());
+    }
+
+    #[test]
+    fn addresses_are_read_as_the_kernel_writes_them() {
+        assert_eq!(mac("02:00:0a:58:00:ff"), Some(vec![2, 0, 10, 88, 0, 255]));
+        assert_eq!(mac(""), Some(Vec::new()));
+        assert_eq!(mac("02:zz"), None);
+    }
+
+    #[test]
+    fn lo_is_not_among_the_devices() {
+        let links = links().unwrap();
+        assert!(links.iter().all(|link| link.name != "lo" && link.index > 1));
+    }
+
+    #[test]
+    fn lo_is_brought_up() {
+        let inside = || {
+            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+                eprintln!("skipped: needs root");
+                return;
+            }
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let address = listener.local_addr().unwrap();
+            assert!(std::net::TcpStream::connect(address).is_err());
+            loopback_up().unwrap();
+            assert!(std::net::TcpStream::connect(address).is_ok());
+        };
+        std::thread::spawn(inside).join().unwrap();
+    }
+
+    #[test]
+    fn the_kernel_refuses_what_is_no_request() {
+        let what = "nonsense";
+        let mut request = vec![0; HEADER];
+        request[..4].copy_from_slice(&16u32.to_ne_bytes());
+        // A request of a type that does not exist; it asks for an acknowledgement.
+        request[4..6].copy_from_slice(&0x7fff_u16.to_ne_bytes());
+        request[6] = 5;
+        let change = NetworkChange {
+            what: what.into(),
+            request,
+            ..Default::default()
+        };
+        let error = configure(&[change]).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+        assert!(configure(&[]).is_ok());
+    }
+}

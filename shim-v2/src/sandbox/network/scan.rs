@@ -1,0 +1,269 @@
+//! What a CNI plugin, or whoever else, put into the pod's network namespace.
+
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+};
+use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
+use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use super::NetworkError;
+use super::netlink::Netlink;
+
+/// The index of the loopback interface, in every network namespace.
+pub const LOOPBACK: u32 = 1;
+/// The routing table that the kernel fills by itself as addresses come and go.
+const LOCAL_TABLE: u32 = 255;
+/// The rules every network namespace is born with: priority and table.
+const BORN_RULES: [(u32, u32); 3] = [(0, LOCAL_TABLE), (32766, 254), (32767, 253)];
+/// Kinds of links that a module adds to every namespace when it is loaded, one of each.
+const FALLBACK_TUNNELS: [&str; 9] = [
+    "tunl0", "sit0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6tnl0", "ip6gre0",
+];
+
+/// A link that carries the pod's traffic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its number in the pod's namespace.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address.
+    pub mac: [u8; 6],
+    /// Largest packet.
+    pub mtu: u32,
+    /// Up, no ARP, promiscuous, …
+    pub flags: LinkFlags,
+    /// Length of its transmit queue, in packets.
+    pub tx_queue_len: Option<u32>,
+    /// Its other name.
+    pub alias: Option<String>,
+}
+
+/// All that the guest is to have.
+#[derive(Clone, Debug, Default)]
+pub struct Scan {
+    /// In the order in which they came to be.
+    pub links: Vec<Link>,
+    /// Of these links and of lo.
+    pub addresses: Vec<AddressMessage>,
+    /// In the order of the kernel's tables.
+    pub routes: Vec<RouteMessage>,
+    /// But those every namespace has.
+    pub rules: Vec<RuleMessage>,
+    /// The permanent ones.
+    pub neighbours: Vec<NeighbourMessage>,
+}
+
+/// Reads the namespace of the calling thread.
+///
+/// # Errors
+/// See [`NetworkError`].
+pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
+    use RouteNetlinkMessage as Message;
+    let mut list = |what, request| {
+        let listed = netlink.list(&request);
+        listed.map_err(|source| NetworkError::List { what, source })
+    };
+    let links = list("links", Message::GetLink(LinkMessage::default()))?;
+    let links = links.into_iter().filter_map(|message| match message {
+        Message::NewLink(link) => Some(link),
+        _ => None,
+    });
+    let links = carried(links)?;
+    if links.is_empty() {
+        return Ok(Scan::default());
+    }
+    let addresses = list("addresses", Message::GetAddress(AddressMessage::default()))?;
+    let routes = list("routes", Message::GetRoute(RouteMessage::default()))?;
+    let rules = list("rules", Message::GetRule(RuleMessage::default()))?;
+    let neighbours = list(
+        "neighbours",
+        Message::GetNeighbour(NeighbourMessage::default()),
+    )?;
+    let mut scan = Scan {
+        links,
+        ..Scan::default()
+    };
+    for message in [addresses, routes, rules, neighbours].into_iter().flatten() {
+        match message {
+            Message::NewAddress(address) if scan.wants_address(&address) => {
+                scan.addresses.push(address);
+            }
+            Message::NewRoute(route) if wants_route(&route) => scan.routes.push(route),
+            Message::NewRule(rule) if wants_rule(&rule) => scan.rules.push(rule),
+            Message::NewNeighbour(neighbour) if scan.wants_neighbour(&neighbour) => {
+                scan.neighbours.push(neighbour);
+            }
+            _ => {}
+        }
+    }
+    Ok(scan)
+}
+
+/// The links that carry the pod's traffic, oldest first. Those that cannot be carried are
+/// left alone as long as they are down: such carry nothing.
+fn carried(links: impl Iterator<Item = LinkMessage>) -> Result<Vec<Link>, NetworkError> {
+    let links: Vec<LinkMessage> = links.collect();
+    let carries_its_ports = |index| {
+        let of_index = links.iter().find(|link| link.header.index == index);
+        matches!(of_index.and_then(kind), Some(InfoKind::Bridge))
+    };
+    let mut carried = Vec::new();
+    for message in &links {
+        let link = Link::of(message);
+        let fallback = FALLBACK_TUNNELS.contains(&link.name.as_str());
+        if link.flags.contains(LinkFlags::Loopback) || fallback {
+            continue;
+        }
+        // What comes in by a port is the bridge's, which is the guest's.
+        if controller(message).is_some_and(carries_its_ports) {
+            continue;
+        }
+        let kind = kind(message);
+        let problem = if message.header.link_layer_type != LinkLayerType::Ether {
+            Some(format!(
+                "is no Ethernet link but one of type {:?}",
+                message.header.link_layer_type
+            ))
+        } else if matches!(
+            kind,
+            Some(InfoKind::Vrf | InfoKind::Tun | InfoKind::MacVtap)
+        ) {
+            kind.map(|kind| format!("is of kind {kind}"))
+        } else {
+            controller(message).map(|index| format!("is a port of link {index}"))
+        };
+        match problem {
+            None => carried.push(link),
+            Some(problem) if link.flags.contains(LinkFlags::Up) => {
+                let name = link.name;
+                return Err(NetworkError::Link { name, problem });
+            }
+            Some(problem) => log::info!("link {} is not carried: it {problem}", link.name),
+        }
+    }
+    carried.sort_by_key(|link| link.index);
+    Ok(carried)
+}
+
+impl Link {
+    fn of(message: &LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            name: String::new(),
+            mac: [0; 6],
+            mtu: 0,
+            flags: message.header.flags,
+            tx_queue_len: None,
+            alias: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name.clone_from(name),
+                LinkAttribute::Address(bytes) => {
+                    link.mac = bytes.as_slice().try_into().unwrap_or_default();
+                }
+                LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::TxQueueLen(length) => link.tx_queue_len = Some(*length),
+                LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+fn kind(message: &LinkMessage) -> Option<&InfoKind> {
+    let infos = message.attributes.iter().find_map(|attribute| {
+        let LinkAttribute::LinkInfo(infos) = attribute else {
+            return None;
+        };
+        Some(infos)
+    })?;
+    infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+fn controller(message: &LinkMessage) -> Option<u32> {
+    message.attributes.iter().find_map(|attribute| {
+        let LinkAttribute::Controller(index) = attribute else {
+            return None;
+        };
+        Some(*index)
+    })
+}
+
+impl Scan {
+    fn carries(&self, index: u32) -> bool {
+        self.links.iter().any(|link| link.index == index)
+    }
+
+    /// Of lo the guest has its usual ones already.
+    fn wants_address(&self, address: &AddressMessage) -> bool {
+        let is_loopback = address.attributes.iter().any(|attribute| {
+            matches!(attribute, AddressAttribute::Address(ip) | AddressAttribute::Local(ip)
+                if ip.is_loopback())
+        });
+        let index = address.header.index;
+        is_ip(address.header.family) && (self.carries(index) || (index == LOOPBACK && !is_loopback))
+    }
+
+    fn wants_neighbour(&self, neighbour: &NeighbourMessage) -> bool {
+        is_ip(neighbour.header.family)
+            && neighbour.header.state == NeighbourState::Permanent
+            && self.carries(neighbour.header.ifindex)
+    }
+}
+
+fn is_ip(family: AddressFamily) -> bool {
+    matches!(family, AddressFamily::Inet | AddressFamily::Inet6)
+}
+
+/// Cached routes are no configuration, and the guest's kernel fills the local table itself.
+fn wants_route(route: &RouteMessage) -> bool {
+    let own = table(route) == LOCAL_TABLE && route.header.protocol == RouteProtocol::Kernel;
+    is_ip(route.header.address_family) && !own && !route.header.flags.contains(RouteFlags::Cloned)
+}
+
+/// Tables above 255 have their number in an attribute only.
+pub fn table(route: &RouteMessage) -> u32 {
+    let wide = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Table(table) => Some(*table),
+            _ => None,
+        });
+    wide.unwrap_or_else(|| route.header.table.into())
+}
+
+fn wants_rule(rule: &RuleMessage) -> bool {
+    is_ip(rule.header.family) && !is_born(rule)
+}
+
+fn is_born(rule: &RuleMessage) -> bool {
+    let (mut priority, mut table) = (0, u32::from(rule.header.table));
+    for attribute in &rule.attributes {
+        match attribute {
+            RuleAttribute::Priority(value) => priority = *value,
+            RuleAttribute::Table(value) => table = *value,
+            // Said of every rule.
+            RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::Protocol(_) => {}
+            _ => return false,
+        }
+    }
+    let selects = rule.header.src_len != 0 || rule.header.dst_len != 0 || rule.header.tos != 0;
+    !selects
+        && rule.header.flags.is_empty()
+        && rule.header.action == RuleAction::ToTable
+        && BORN_RULES.contains(&(priority, table))
+}
+
+#[cfg(test)]
+#[path = "scan_test.rs"]
+mod tests;

@@ -1,0 +1,154 @@
+use super::*;
+
+fn message(index: u32, name: &str, flags: LinkFlags) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.link_layer_type = LinkLayerType::Ether;
+    message.header.flags = flags;
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Address(vec![2, 0, 0, 0, 0, index as u8]),
+        LinkAttribute::Mtu(1450),
+    ];
+    message
+}
+
+fn of_kind(mut message: LinkMessage, kind: InfoKind) -> LinkMessage {
+    let info = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+    message.attributes.push(info);
+    message
+}
+
+fn names(links: &[Link]) -> Vec<&str> {
+    links.iter().map(|link| link.name.as_str()).collect()
+}
+
+#[test]
+fn links_are_carried_in_the_order_they_came_to_be() {
+    let up = LinkFlags::Up;
+    let lo = message(1, "lo", up | LinkFlags::Loopback);
+    let mut tunnel = message(2, "sit0", LinkFlags::empty());
+    tunnel.header.link_layer_type = LinkLayerType::Sit;
+    let late = of_kind(message(9, "net1", up), InfoKind::MacVlan);
+    let first = of_kind(message(3, "eth0", up), InfoKind::Veth);
+    let down = of_kind(message(5, "net2", LinkFlags::empty()), InfoKind::Dummy);
+    let links = carried([lo, tunnel, late, down, first].into_iter()).unwrap();
+    assert_eq!(names(&links), ["eth0", "net2", "net1"]);
+    assert_eq!((links[0].mac, links[0].mtu), ([2, 0, 0, 0, 0, 3], 1450));
+}
+
+#[test]
+fn a_bridge_is_carried_and_its_ports_are_not() {
+    let mut port = message(2, "port", LinkFlags::Up);
+    port.attributes.push(LinkAttribute::Controller(3));
+    let bridge = of_kind(message(3, "br0", LinkFlags::Up), InfoKind::Bridge);
+    let links = carried([port, bridge].into_iter()).unwrap();
+    assert_eq!(names(&links), ["br0"]);
+}
+
+#[test]
+fn a_link_that_cannot_be_carried_is_named_if_it_is_up() {
+    let mut wireguard = message(4, "wg0", LinkFlags::empty());
+    wireguard.header.link_layer_type = LinkLayerType::None;
+    let mut port = message(5, "port", LinkFlags::empty());
+    port.attributes.push(LinkAttribute::Controller(9));
+    let vrf = of_kind(message(6, "red", LinkFlags::empty()), InfoKind::Vrf);
+    for (mut link, words) in [
+        (wireguard, "Ethernet"),
+        (port, "port of link 9"),
+        (vrf, "vrf"),
+    ] {
+        assert_eq!(carried([link.clone()].into_iter()).unwrap(), []);
+        link.header.flags = LinkFlags::Up;
+        let error = carried([link].into_iter()).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+fn route(table: u8, protocol: RouteProtocol) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = AddressFamily::Inet;
+    route.header.table = table;
+    route.header.protocol = protocol;
+    route
+}
+
+#[test]
+fn routes_of_all_tables_are_wanted_but_those_the_guest_makes_itself() {
+    assert!(wants_route(&route(254, RouteProtocol::Kernel)));
+    assert!(wants_route(&route(100, RouteProtocol::Boot)));
+    assert!(wants_route(&route(255, RouteProtocol::Static)));
+    assert!(!wants_route(&route(255, RouteProtocol::Kernel)));
+    let mut wide = route(252, RouteProtocol::Static);
+    wide.attributes = vec![RouteAttribute::Table(1000)];
+    assert_eq!(table(&wide), 1000);
+    let mut cached = route(254, RouteProtocol::Boot);
+    cached.header.flags = RouteFlags::Cloned;
+    assert!(!wants_route(&cached));
+    let mut multicast = route(254, RouteProtocol::Boot);
+    multicast.header.address_family = AddressFamily::Other(128);
+    assert!(!wants_route(&multicast));
+}
+
+#[test]
+fn the_rules_every_namespace_has_are_not_wanted() {
+    let rule = |priority, table| {
+        let mut rule = RuleMessage::default();
+        rule.header.family = AddressFamily::Inet6;
+        rule.header.table = table;
+        rule.header.action = RuleAction::ToTable;
+        rule.attributes = vec![
+            RuleAttribute::Table(table.into()),
+            RuleAttribute::SuppressPrefixLen(u32::MAX),
+            RuleAttribute::Protocol(RouteProtocol::Kernel),
+            RuleAttribute::Priority(priority),
+        ];
+        rule
+    };
+    assert!(!wants_rule(&rule(32766, 254)));
+    assert!(!wants_rule(&rule(0, 255)));
+    assert!(wants_rule(&rule(32766, 100)));
+    assert!(wants_rule(&rule(100, 254)));
+    let mut with_source = rule(32766, 254);
+    with_source.header.src_len = 24;
+    assert!(wants_rule(&with_source));
+    let mut with_mark = rule(32766, 254);
+    with_mark.attributes.push(RuleAttribute::FwMark(1));
+    assert!(wants_rule(&with_mark));
+}
+
+#[test]
+fn of_lo_only_what_somebody_added_is_wanted() {
+    let scan = Scan {
+        links: carried([message(3, "eth0", LinkFlags::Up)].into_iter()).unwrap(),
+        ..Scan::default()
+    };
+    let address = |index, ip: &str| {
+        let mut address = AddressMessage::default();
+        address.header.family = AddressFamily::Inet;
+        address.header.index = index;
+        address.attributes = vec![AddressAttribute::Address(ip.parse().unwrap())];
+        address
+    };
+    assert!(scan.wants_address(&address(3, "10.0.0.2")));
+    assert!(scan.wants_address(&address(LOOPBACK, "10.9.9.9")));
+    assert!(!scan.wants_address(&address(LOOPBACK, "127.0.0.1")));
+    assert!(!scan.wants_address(&address(7, "10.0.0.2")));
+}
+
+#[test]
+fn only_permanent_neighbours_are_wanted() {
+    let scan = Scan {
+        links: carried([message(3, "eth0", LinkFlags::Up)].into_iter()).unwrap(),
+        ..Scan::default()
+    };
+    let mut neighbour = NeighbourMessage::default();
+    neighbour.header.family = AddressFamily::Inet;
+    neighbour.header.ifindex = 3;
+    neighbour.header.state = NeighbourState::Reachable;
+    assert!(!scan.wants_neighbour(&neighbour));
+    neighbour.header.state = NeighbourState::Permanent;
+    assert!(scan.wants_neighbour(&neighbour));
+    neighbour.header.ifindex = 1;
+    assert!(!scan.wants_neighbour(&neighbour));
+}

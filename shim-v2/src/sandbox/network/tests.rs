@@ -1,0 +1,349 @@
+//! With the kernel of this machine, in a network namespace of the test's own.
+
+use std::io::{Read, Write};
+use std::iter;
+use std::process::Command;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use agent_protocol::agent::{Link as GuestLink, NetworkChange};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::tc::{TcAttribute, TcMessage};
+use nix::poll::{PollFd, PollFlags, poll};
+
+use super::super::state_file::State;
+use super::*;
+
+/// Length of the header of virtio-net before each frame of a tap.
+const HEADER: usize = 10;
+/// An EtherType for local experiments.
+const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
+
+/// A namespace with a thread in it. Gone when dropped.
+struct Namespace {
+    path: PathBuf,
+    end: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Namespace {
+    /// `None` where this user may not have one.
+    fn new() -> Option<Self> {
+        let (made, path) = channel();
+        let (end, ended) = channel::<()>();
+        let thread = thread::spawn(move || {
+            let unshared = nix::sched::unshare(CloneFlags::CLONE_NEWNET);
+            let (process, thread) = (nix::unistd::getpid(), nix::unistd::gettid());
+            let path = format!("/proc/{process}/task/{thread}/ns/net");
+            made.send(unshared.map(|()| path.into())).unwrap();
+            ended.recv().unwrap_err();
+        });
+        let path = path.recv().unwrap().ok()?;
+        let own = Self {
+            path,
+            end: Some(end),
+            thread: Some(thread),
+        };
+        Path::new("/dev/net/tun").exists().then_some(own)
+    }
+
+    fn change(&self, request: RouteNetlinkMessage) {
+        let changed = within(&self.path, |netlink| {
+            let changed = netlink.change(NLM_F_CREATE | NLM_F_EXCL, request);
+            changed.map_err(|source| NetworkError::List { what: "", source })
+        });
+        changed.unwrap();
+    }
+
+    /// A veth with both ends in it.
+    fn add_veth(&self) {
+        let named = |name: &str, flags| {
+            let mut link = LinkMessage::default();
+            link.header.flags = flags;
+            link.header.change_mask = flags;
+            link.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+            link
+        };
+        let mut veth = named("eth0", LinkFlags::Up);
+        let peer = InfoVeth::Peer(named("peer", LinkFlags::empty()));
+        veth.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(peer)),
+        ]));
+        self.change(RouteNetlinkMessage::NewLink(veth));
+        // It cannot be up before there is the other end.
+        self.change(RouteNetlinkMessage::SetLink(named("peer", LinkFlags::Up)));
+    }
+
+    /// Kinds of the queueing disciplines of link `index`.
+    fn qdiscs(&self, index: u32) -> Vec<String> {
+        let all = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+        let listed = within(&self.path, |netlink| {
+            let what = "queueing disciplines";
+            let failed = |source| NetworkError::List { what, source };
+            netlink.list(&all).map_err(failed)
+        });
+        let kinds = listed
+            .unwrap()
+            .into_iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewQueueDiscipline(qdisc)
+                    if qdisc.header.index == index as i32 =>
+                {
+                    qdisc
+                        .attributes
+                        .into_iter()
+                        .find_map(|attribute| match attribute {
+                            TcAttribute::Kind(kind) => Some(kind),
+                            _ => None,
+                        })
+                }
+                _ => None,
+            });
+        kinds.filter(|kind| kind == "clsact").collect()
+    }
+
+    /// Has iproute2 change it; `false` where there is none, or a kernel without such things.
+    fn ip(&self, commands: &str) -> bool {
+        let mut nsenter = Command::new("nsenter");
+        nsenter.arg(format!("--net={}", self.path.display()));
+        let done = nsenter.args(["sh", "-ec", commands]).status();
+        done.is_ok_and(|status| status.success())
+    }
+
+    fn links(&self) -> Vec<String> {
+        let scan = within(&self.path, scan::scan).unwrap();
+        scan.links.into_iter().map(|link| link.name).collect()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
+/// An Ethernet frame of a protocol for experiments to everybody, behind an empty header of
+/// virtio-net.
+fn frame(byte: u8) -> Vec<u8> {
+    let mut frame = vec![0; HEADER];
+    frame.extend([0xff; 6]);
+    frame.extend([2, 0, 0, 0, 0, byte]);
+    frame.extend(EXPERIMENT);
+    frame.extend([byte; 46]);
+    frame
+}
+
+fn is_ours(frame: &[u8]) -> bool {
+    frame.get(HEADER + 12..HEADER + 14) == Some(&EXPERIMENT)
+}
+
+/// The next frame of a tap, if there is one within `wait` milliseconds.
+fn read(mut tap: &File, wait: u16) -> Option<Vec<u8>> {
+    let mut fds = [PollFd::new(tap.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, wait).unwrap();
+    let mut frame = vec![0; 2048];
+    let length = tap.read(&mut frame).ok()?;
+    frame.truncate(length);
+    Some(frame)
+}
+
+#[test]
+fn a_namespace_is_connected_and_left_as_it_was() {
+    let Some(namespace) = Namespace::new() else {
+        eprintln!("skipped: needs root and /dev/net/tun");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = StateFile::create(dir.path().join("s"), State::default()).unwrap();
+    let name = Some(namespace.path.as_path());
+    let nothing = connect(&file, &namespace.path, name).unwrap();
+    assert!(nothing.nics.is_empty() && nothing.scan.links.is_empty());
+
+    namespace.add_veth();
+    let links = namespace.links();
+    assert_eq!(links.len(), 2, "{links:?}");
+    let network = connect(&file, &namespace.path, name).unwrap();
+    assert_eq!(network.nics.len(), 2);
+    let scanned = &network.scan.links;
+    assert_eq!(scanned[0].mac, network.nics[0].mac);
+    for link in scanned {
+        assert_eq!(namespace.qdiscs(link.index), ["clsact"], "{}", link.name);
+    }
+    let redirects = file.state().redirects.unwrap();
+    assert_eq!(redirects.links.len(), 2);
+    // What is written to the one tap leaves by its link, arrives at the other, and is read there.
+    let [first, second] =
+        [0, 1].map(|nic: usize| File::from(network.nics[nic].tap.try_clone().unwrap()));
+    for (from, to, byte) in [(&first, &second, 1), (&second, &first, 2)] {
+        let frame = frame(byte);
+        (&*from).write_all(&frame).unwrap();
+        let arrived = iter::from_fn(|| read(to, 5000)).find(|read| is_ours(read));
+        assert_eq!(arrived.as_deref(), Some(frame.as_slice()));
+        assert!(!iter::from_fn(|| read(from, 0)).any(|read| is_ours(&read)));
+    }
+    drop((first, second));
+
+    drop(network.nics);
+    // Twice: clean-up may run any number of times.
+    redirects.remove().unwrap();
+    redirects.remove().unwrap();
+    for link in &network.scan.links {
+        assert!(namespace.qdiscs(link.index).is_empty(), "{}", link.name);
+    }
+    assert_eq!(namespace.links(), links);
+}
+
+#[test]
+fn what_somebody_else_has_on_a_link_stays() {
+    let Some(namespace) = Namespace::new() else {
+        eprintln!("skipped: needs root and /dev/net/tun");
+        return;
+    };
+    namespace.add_veth();
+    let scan = within(&namespace.path, scan::scan).unwrap();
+    let index = scan.links[0].index;
+    let add = |netlink: &mut Netlink| {
+        let theirs = redirect::plan(netlink, index).unwrap();
+        theirs.add(netlink, scan.links[1].index).unwrap();
+        let ours = redirect::plan(netlink, index).unwrap();
+        assert!(theirs.own_qdisc && !ours.own_qdisc);
+        ours.remove(netlink).unwrap();
+        ours.remove(netlink).unwrap();
+        // The filter had our preference; the discipline is still there for a new one.
+        ours.add(netlink, scan.links[1].index).unwrap();
+        Ok(())
+    };
+    within(&namespace.path, add).unwrap();
+    assert_eq!(namespace.qdiscs(index), ["clsact"]);
+}
+
+/// A pod's links with all that a plugin could think of.
+const POD: &str = "
+    ip link set lo up
+    ip link add eth0 type veth peer name a
+    ip link add net1 type veth peer name b
+    ip link set eth0 mtu 1450 address 02:00:00:00:00:07 alias first
+    ip link set net1 address 02:00:00:00:00:08 txqueuelen 77 allmulticast on
+    ip address add 10.77.0.2/24 brd + dev eth0
+    ip address add 10.77.0.3/24 dev eth0
+    ip address add 10.77.9.9/32 dev lo
+    ip address add fd77::2/64 dev eth0 nodad
+    ip address add 10.78.0.2 peer 10.78.0.1/32 dev net1
+    for link in eth0 net1 a b; do ip link set dev $link up; done
+    ip route add default via 10.77.0.1
+    ip route del 10.77.0.0/24 dev eth0
+    ip route add 10.77.0.0/24 dev eth0 src 10.77.0.3 metric 9
+    ip route add 10.99.0.0/16 via 10.78.0.1 metric 77 proto static mtu lock 1300
+    ip route add default via 10.78.0.1 dev net1 table 100
+    ip route add default via 10.78.0.1 dev net1 table 1000
+    ip route add blackhole 10.98.0.0/16
+    ip route add 10.97.0.0/16 nexthop via 10.77.0.1 weight 1 nexthop via 10.78.0.1 dev net1 weight 3
+    ip route add 10.96.0.0/16 via 192.0.2.1 dev eth0 onlink
+    ip -6 route add default via fd77::1 metric 55
+    ip -6 route add fd98::/64 nexthop via fd77::3 nexthop via fd77::4
+    ip -6 route add fd99::/64 via fd77::1 table 100
+    ip rule add from 10.78.0.2 lookup 100
+    ip rule add fwmark 5/7 iif eth0 lookup 1000 priority 500
+    ip -6 rule add from fd78::2 lookup 100
+    ip neighbour add 10.77.0.200 lladdr 02:00:00:00:00:aa dev eth0 nud permanent
+    ip neighbour add fd77::99 lladdr 02:00:00:00:00:bb dev eth0 nud permanent";
+
+/// What a guest has of these when it is born, under other names and numbers.
+const GUEST: &str = "
+    ip link set lo up
+    ip link add unused type veth peer name c
+    ip link add net1 type veth peer name d
+    ip link add eth0 type veth peer name e
+    ip link set net1 address 02:00:00:00:00:07
+    ip link set eth0 address 02:00:00:00:00:08
+    for link in c d e; do ip link set dev $link up; done
+    ip link del unused";
+
+#[test]
+fn a_guest_that_was_told_has_what_was_told() {
+    let [pod, guest] = [Namespace::new(), Namespace::new()];
+    let (Some(pod), Some(guest)) = (pod, guest) else {
+        eprintln!("skipped: needs root and /dev/net/tun");
+        return;
+    };
+    if !pod.ip(POD) || !guest.ip(GUEST) {
+        eprintln!("skipped: needs iproute2 and policy routing");
+        return;
+    }
+    let mut scan = within(&pod.path, scan::scan).unwrap();
+    // The other ends are none of the pod's.
+    scan.links
+        .retain(|link| ["eth0", "net1"].contains(&link.name.as_str()));
+    let ours: Vec<u32> = scan.links.iter().map(|link| link.index).collect();
+    scan.addresses
+        .retain(|address| address.header.index == 1 || ours.contains(&address.header.index));
+    let listed = || within(&guest.path, scan::scan).unwrap();
+    let there: Vec<GuestLink> = listed().links.iter().map(guest_link).collect();
+    let told = mirror::changes(&scan, &there).unwrap();
+    for change in &told {
+        apply(&guest, change);
+    }
+    let mut became = listed();
+    let named = |link: &scan::Link| scan.links.iter().any(|ours| ours.name == link.name);
+    became.links.retain(named);
+    let there: Vec<GuestLink> = became.links.iter().map(guest_link).collect();
+    let again = mirror::changes(&became, &there).unwrap();
+    assert_eq!(sorted(&again), sorted(&told));
+}
+
+fn guest_link(link: &scan::Link) -> GuestLink {
+    GuestLink {
+        index: link.index,
+        name: link.name.clone(),
+        mac: link.mac.to_vec(),
+        ..GuestLink::default()
+    }
+}
+
+/// What the agent does with a change.
+fn apply(guest: &Namespace, change: &NetworkChange) {
+    let message = NetlinkMessage::deserialize(&change.request).unwrap();
+    let NetlinkPayload::InnerMessage(request) = message.payload else {
+        panic!("{}", change.what);
+    };
+    let applied = within(&guest.path, |netlink| {
+        let changed = netlink.change(message.header.flags, request);
+        changed.map_err(|source| NetworkError::List { what: "", source })
+    });
+    applied.unwrap_or_else(|error| panic!("{}: {}", change.what, crate::error::chain(&error)));
+}
+
+/// In an order of their own, without what only one of the two has.
+fn sorted(changes: &[NetworkChange]) -> Vec<String> {
+    let mut sorted: Vec<String> = changes
+        .iter()
+        .filter(|change| !change.what.contains("out of the way"))
+        .map(|change| {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&change.request);
+            format!("{}: {:?}", change.what, message.unwrap().payload)
+        })
+        .collect();
+    sorted.sort();
+    sorted
+}
+
+#[test]
+fn a_namespace_that_is_gone_has_nothing_to_be_removed() {
+    let redirects = Redirects {
+        netns: "/run/netns/never-there".into(),
+        inode: 1,
+        links: Vec::new(),
+    };
+    redirects.remove().unwrap();
+    let other = Redirects {
+        netns: "/proc/self/ns/net".into(),
+        ..redirects
+    };
+    other.remove().unwrap();
+}

@@ -1,0 +1,102 @@
+//! What a kubelet learns of a container's use, and how it changes what may be used.
+
+use husk_tests::cri::api;
+use husk_tests::pod_plan::resources;
+use husk_tests::{Node, Pod, PodPlan, Runtime};
+
+const MIB: u64 = 1 << 20;
+
+/// The bytes a container's statistics call its working set.
+#[track_caller]
+fn working_set(pod: &Pod, container_id: &str) -> u64 {
+    let request = api::ContainerStatsRequest {
+        container_id: container_id.into(),
+    };
+    let answer = pod.cri.container_stats(request).expect("statistics");
+    let stats = answer.stats.expect("statistics");
+    let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds);
+    assert!(cpu.expect("processor time").value > 0);
+    let memory = stats.memory.and_then(|memory| memory.working_set_bytes);
+    memory.expect("a working set").value
+}
+
+#[test]
+fn a_containers_statistics_are_its_own_and_as_runcs() {
+    let _node = Node::enter();
+    let [runc, husk] = Runtime::BOTH.map(|runtime| {
+        let pod = Pod::run(runtime);
+        let fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=20 2>/dev/null; echo up; exec sleep infinity";
+        let filled = pod.script(fill);
+        filled.logs("stdout F up");
+        let idle = pod.script("echo up; exec sleep infinity");
+        idle.logs("stdout F up");
+        let sizes = [working_set(&pod, filled.id()), working_set(&pod, idle.id())];
+        let list = pod.cri.list_container_stats(api::ListContainerStatsRequest::default());
+        assert_eq!(list.expect("statistics").stats.len(), 2, "{runtime:?}");
+        pod.remove();
+        sizes
+    });
+    for ((runc, husk), least) in runc.into_iter().zip(husk).zip([20 * MIB, 0]) {
+        assert!(
+            husk >= least && husk.abs_diff(runc) < 2 * MIB,
+            "{husk}, runc {runc}"
+        );
+    }
+}
+
+#[test]
+fn a_pods_statistics_hold_its_containers() {
+    let _node = Node::enter();
+    let pod = PodPlan::new(Runtime::Husk).in_cgroup(&[]).run();
+    let container = pod.script("echo up; exec sleep infinity");
+    container.logs("stdout F up");
+    let request = api::PodSandboxStatsRequest {
+        pod_sandbox_id: pod.id().into(),
+    };
+    let answer = pod.cri.pod_sandbox_stats(request).expect("statistics");
+    let linux = answer
+        .stats
+        .and_then(|stats| stats.linux)
+        .expect("of Linux");
+    let memory = linux.memory.and_then(|memory| memory.usage_bytes);
+    assert!(memory.expect("the pod's memory").value > 10 * MIB);
+    assert_eq!(linux.containers.len(), 1);
+    pod.remove();
+}
+
+#[test]
+fn a_limit_is_changed_while_the_container_runs() {
+    let _node = Node::enter();
+    for runtime in Runtime::BOTH {
+        let pod = Pod::run(runtime);
+        let mut plan = pod.plan(&["sleep", "infinity"]);
+        resources(&mut plan).memory_limit_in_bytes = 24 << 20;
+        let container = pod.start(plan);
+        let limits = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
+        assert_eq!(
+            container.told(limits),
+            "25165824\nmax 100000\n",
+            "{runtime:?}"
+        );
+        let linux = api::LinuxContainerResources {
+            memory_limit_in_bytes: 32 << 20,
+            cpu_quota: 50_000,
+            cpu_period: 100_000,
+            ..Default::default()
+        };
+        let updated = pod
+            .cri
+            .update_container_resources(api::UpdateContainerResourcesRequest {
+                container_id: container.id().into(),
+                linux: Some(linux),
+                ..Default::default()
+            });
+        updated.expect("an update");
+        assert_eq!(
+            container.told(limits),
+            "33554432\n50000 100000\n",
+            "{runtime:?}"
+        );
+        pod.remove();
+    }
+}

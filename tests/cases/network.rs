@@ -1,0 +1,206 @@
+//! The pod's network: what is in its namespace the guest has too, packets flow, and the
+//! namespace is left as it was made.
+
+use std::net::UdpSocket;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use husk_tests::network::{DUMP, Namespace, in_namespace, lines, node, told};
+use husk_tests::pod::PodContainer;
+use husk_tests::process::{self, DEADLINE};
+use husk_tests::{Container, Node, Pod, PodPlan, Runtime, ctr};
+
+/// Two links with all that a plugin could think of.
+const RICH: &str = "
+    ip link add veth-a type veth peer name eth0 netns rich
+    ip link add veth-b type veth peer name net1 netns rich
+    ip addr add 10.77.0.1/24 dev veth-a
+    ip addr add fd77::1/64 dev veth-a nodad
+    ip addr add 10.78.0.1/24 dev veth-b
+    ip link set veth-a up
+    ip link set veth-b up
+    n link set eth0 mtu 1450 addr 02:00:00:00:00:07
+    n addr add 10.77.0.2/24 dev eth0
+    n addr add 10.77.0.3/24 dev eth0
+    n addr add 10.77.9.9/32 dev lo
+    n addr add fd77::2/64 dev eth0
+    n addr add 10.78.0.2/24 dev net1 noprefixroute
+    n link set eth0 up
+    n link set net1 up
+    n route add default via 10.77.0.1
+    n route add 10.78.0.1 dev net1 scope link src 10.78.0.2
+    n route add 10.99.0.0/16 via 10.78.0.1 metric 77 proto static mtu 1300
+    n route add default via 10.78.0.1 dev net1 table 100
+    n route add default via 10.78.0.1 dev net1 table 1000
+    n route add blackhole 10.98.0.0/16
+    n route add 10.96.0.0/16 via 192.0.2.1 dev eth0 onlink
+    n -6 route add default via fd77::1 metric 55
+    n -6 route add fd99::/64 via fd77::1 table 100
+    n rule add from 10.78.0.2 lookup 100
+    n rule add from 10.79.0.0/16 lookup 1000 prio 500
+    n -6 rule add from fd78::2 lookup 100
+    n neigh add 10.77.0.200 lladdr 02:00:00:00:00:aa dev eth0 nud permanent";
+
+#[test]
+fn the_guest_has_what_is_in_the_namespace_which_stays_as_it_was() {
+    let _node = Node::enter();
+    let namespace = Namespace::new("rich", RICH);
+    let before = namespace.whole();
+    let task = namespace.run();
+    let (host, guest) = (lines(&namespace.told(DUMP)), lines(&told(&task, DUMP)));
+    assert_eq!(guest, host);
+    for ping in ["10.77.0.1", "10.78.0.1", "fd77::1"] {
+        told(&task, &format!("ping -c 1 -W 20 {ping}"));
+    }
+    for address in ["10.77.0.2", "10.77.0.3", "10.78.0.2", "fd77::2"] {
+        node(&format!("busybox ping -c 1 -W 20 {address}"));
+    }
+    task.destroy();
+    assert_eq!(namespace.whole(), before);
+}
+
+#[test]
+fn datagrams_of_all_sizes_short_connections_and_one_answer_to_who_has() {
+    let _node = Node::enter();
+    let add = "ip link add sized-far type veth peer name eth0 netns sized
+        ip link set sized-far mtu 1450 up; n link set eth0 mtu 1450
+        ip addr add 10.77.0.1/24 dev sized-far; n addr add 10.77.0.2/24 dev eth0
+        n link set eth0 up";
+    let namespace = Namespace::new("sized", add);
+    let network = format!("network:{}", namespace.path());
+    // With the node's perl: the image has no server of datagrams.
+    let task = Container::new(Runtime::Husk, &["sleep", "infinity"])
+        .with(&["--with-ns", &network, "--privileged", "--null-io"])
+        .with(&["--mount", "type=bind,src=/,dst=/node,options=rbind:ro"])
+        .detach();
+    let echo = "socket(S, PF_INET, SOCK_DGRAM, 0); bind(S, sockaddr_in(7, INADDR_ANY));
+        while ($from = recv(S, $data, 65535, 0)) { send(S, $data, 0, $from) }";
+    let serve = format!("chroot /node /usr/bin/perl -MSocket -e '{echo}' >/dev/null 2>&1 &");
+    told(&task, "mount --bind /dev /node/dev");
+    told(&task, &serve);
+    let socket = UdpSocket::bind("10.77.0.1:0").expect("a socket");
+    socket.connect("10.77.0.2:7").expect("a route");
+    socket
+        .set_read_timeout(Some(Duration::from_millis(500)))
+        .expect("a timeout");
+    // Up to what fits, one byte too many, three fragments.
+    for size in [1, 100, 1422, 1423, 4000] {
+        let sent: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        let mut answer = [0; 9000];
+        let deadline = Instant::now() + DEADLINE;
+        // Until the server is there, the datagrams are lost.
+        let length = loop {
+            let asked = socket.send(&sent).and_then(|_| socket.recv(&mut answer));
+            match asked {
+                Ok(length) => break length,
+                Err(_) => assert!(Instant::now() < deadline, "no answer to {size} bytes"),
+            }
+        };
+        assert_eq!(answer[..length], sent, "{size} bytes");
+    }
+    told(&task, "nc -ll -p 7001 -e echo served >/dev/null 2>&1 &");
+    let connect = "n=0; while [ $n -lt 100 ]; do nc 10.77.0.2 7001 </dev/null && n=$((n+1)); done";
+    let mut many = Command::new("busybox");
+    many.args(["sh", "-c", connect]);
+    let served = process::run(many).text();
+    assert_eq!(served, "served\n".repeat(100));
+    let mut arping = Command::new("busybox");
+    arping.args(["arping", "-c", "3", "-I", "sized-far", "10.77.0.2"]);
+    let answers = process::run(arping).succeeded().text();
+    assert!(answers.contains("Received 3 re"), "{answers}");
+    task.destroy();
+}
+
+#[test]
+fn a_killed_shim_leaves_the_namespace_as_it_was() {
+    let _node = Node::enter();
+    let add = "ip link add veth-a type veth peer name eth0 netns left; n addr add 10.77.0.2/24 dev eth0; n link set eth0 up";
+    let namespace = Namespace::new("left", add);
+    // Somebody else's discipline stays.
+    node("ip netns exec left tc qdisc add dev eth0 clsact");
+    let before = namespace.whole();
+    let task = namespace.run();
+    assert_ne!(namespace.whole(), before);
+    process::signal(process::only("containerd-shim-rust-v2"), "KILL");
+    let deadline = Instant::now() + DEADLINE;
+    while namespace.whole() != before {
+        assert!(Instant::now() < deadline, "{}", namespace.whole());
+        thread::sleep(Duration::from_millis(200));
+    }
+    ctr(&["container", "delete", task.id()]).succeeded();
+}
+
+#[test]
+fn without_links_there_is_no_device() {
+    let _node = Node::enter();
+    let listed = Container::new(Runtime::Husk, &["ls", "/sys/class/net"]).run();
+    assert_eq!(listed.succeeded().text(), "lo\n");
+}
+
+/// The address that CNI gave a pod.
+fn address(pod: &Pod) -> String {
+    pod.status().network.expect("a network").ip
+}
+
+#[test]
+fn a_pod_has_the_network_that_cni_gave_it() {
+    let _node = Node::enter();
+    let mut plan = PodPlan::new(Runtime::Husk);
+    let sysctl = ("net.ipv4.ip_local_port_range", "20000 30000");
+    let sysctls = &mut plan.linux().sysctls;
+    sysctls.insert(sysctl.0.into(), sysctl.1.into());
+    let pod = plan.run();
+    let container = pod.script("exec sleep infinity");
+    let range = container.told("cat /proc/sys/net/ipv4/ip_local_port_range");
+    assert_eq!(range, "20000\t30000\n");
+    let namespace = format!("/proc/{}/ns/net", process::only("husk-vmm"));
+    let (host, guest) = (
+        lines(&in_namespace(&namespace, DUMP)),
+        lines(&container.told(DUMP)),
+    );
+    assert_eq!(guest, host);
+    let address = address(&pod);
+    let own = format!("eth0 inet {address}/16");
+    assert!(guest.iter().any(|line| line.starts_with(&own)), "{guest:?}");
+    assert!(
+        guest
+            .iter()
+            .any(|line| line.starts_with("default via 10.88.0.1 dev eth0"))
+    );
+    node(&format!("busybox ping -c 1 -W 20 {address}"));
+    pod.remove();
+}
+
+/// Sends 8 MiB from one container to the address of the other.
+#[track_caller]
+fn send(from: &PodContainer<'_>, to: &PodContainer<'_>, address: &str) {
+    let sent = from.told("head -c 8388608 /dev/urandom >/blob; sha256sum </blob");
+    // Its input stays open: nc ends with the first side that is done.
+    let serve = "(tail -f /dev/null | nc -l -p 7000 | sha256sum >/received) >/dev/null 2>&1 &";
+    to.told(serve);
+    let connect = format!("until nc {address} 7000 </blob; do sleep 0.2; done");
+    from.told(&connect);
+    let deadline = Instant::now() + DEADLINE;
+    while to.told("cat /received") != sent {
+        assert!(Instant::now() < deadline, "{}", to.told("cat /received"));
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn pods_of_both_runtimes_talk() {
+    let _node = Node::enter();
+    let pods = [Runtime::Husk, Runtime::Husk, Runtime::Runc].map(Pod::run);
+    let [first, second, third] = &pods;
+    let [one, two, three] = [first, second, third].map(|pod| pod.script("exec sleep infinity"));
+    for pod in [second, third] {
+        one.told(&format!("ping -c 1 -W 20 {}", address(pod)));
+    }
+    send(&one, &two, &address(second));
+    send(&one, &three, &address(third));
+    send(&three, &one, &address(first));
+    for pod in pods {
+        pod.remove();
+    }
+}

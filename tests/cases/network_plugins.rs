@@ -1,0 +1,173 @@
+//! CNI's own plugins: whatever link they make, the guest has it, and they find it as they left it.
+
+use husk_tests::Node;
+use husk_tests::network::{Chain, DUMP, Namespace, lines, node, told};
+use serde_json::{Value, json};
+
+/// Addresses from a range of the plugin's own, with a default route for one of them only.
+fn ipam(subnets: &[&str]) -> Value {
+    let ranges = subnets.iter().map(|subnet| json!([{ "subnet": subnet }]));
+    json!({ "type": "host-local", "ranges": ranges.collect::<Vec<_>>(), "dataDir": "/run/plugins" })
+}
+
+/// Two links of the node that are joined; the second has the address, of what a plugin gives away.
+#[track_caller]
+fn uplink(name: &str, address: &str) {
+    node(&format!(
+        "ip link add {name} type veth peer name {name}-far; ip link set {name} up;
+         ip link set {name}-far up; ip address add {address} dev {name}-far"
+    ));
+}
+
+/// Takes it away when dropped, and what belongs to no link.
+struct Uplinks(&'static [&'static str]);
+
+impl Drop for Uplinks {
+    fn drop(&mut self) {
+        for link in self.0 {
+            node(&format!("ip link del {link} || :"));
+        }
+        node("rm -rf /run/plugins /run/cni");
+    }
+}
+
+#[test]
+fn links_of_six_plugins_are_carried_side_by_side() {
+    let _node = Node::enter();
+    let _uplinks = Uplinks(&["six0", "six-far", "up2", "up3", "up4"]);
+    uplink("up2", "10.82.0.1/24");
+    uplink("up3", "10.83.0.1/24");
+    uplink("up4", "10.84.0.1/24");
+    node("ip link add link up4-far name up4-vlan type vlan id 7; ip link set up4-vlan up");
+    node("ip address add 10.85.0.1/24 dev up4-vlan");
+    let namespace = Namespace::new("six", "");
+    node("ip link add six-host type veth peer name six-far; ip link set six-far up");
+    node("ip address add 10.86.0.1/24 dev six-far");
+    let fixed = json!({ "type": "static", "addresses": [{ "address": "10.86.0.2/24" }] });
+    let add = |interface, plugins| Chain::add(&namespace, interface, plugins);
+    let chains = [
+        add(
+            "eth0",
+            json!([
+                { "type": "bridge", "bridge": "six0", "isGateway": true, "isDefaultGateway": true,
+                  "ipMasq": false, "mtu": 1400, "ipam": ipam(&["10.80.0.0/24", "fd80::/64"]) },
+                { "type": "tuning", "mac": "02:00:00:00:80:02", "promisc": true },
+            ]),
+        ),
+        add(
+            "net1",
+            json!([
+                { "type": "ptp", "ipMasq": false, "ipam": ipam(&["10.81.0.0/24"]) },
+                { "type": "portmap", "capabilities": { "portMappings": true },
+                  "runtimeConfig": { "portMappings":
+                    [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }] } },
+            ]),
+        ),
+        add(
+            "net2",
+            json!([{ "type": "macvlan", "master": "up2", "ipam": ipam(&["10.82.0.0/24"]) }]),
+        ),
+        add(
+            "net3",
+            json!([{ "type": "ipvlan", "master": "up3", "ipam": ipam(&["10.83.0.0/24"]) }]),
+        ),
+        add(
+            "net4",
+            json!([{ "type": "vlan", "master": "up4", "vlanId": 7, "ipam": ipam(&["10.85.0.0/24"]) }]),
+        ),
+        add(
+            "net5",
+            json!([{ "type": "host-device", "device": "six-host", "ipam": fixed }]),
+        ),
+    ];
+    namespace.settle();
+    let before = namespace.whole();
+    // An older portmap misses rules for version 6, of which the interface has no address.
+    let verdicts = || chains.each_ref().map(Chain::verdicts);
+    let checked = verdicts();
+    let complaints = checked.iter().flatten().filter(|said| !said.is_empty());
+    assert!(complaints.count() <= 1, "{checked:?}");
+    let task = namespace.run();
+    assert_eq!(lines(&told(&task, DUMP)), lines(&namespace.told(DUMP)));
+    let gateways = [
+        "10.80.0.1",
+        "fd80::1",
+        "10.81.0.1",
+        "10.82.0.1",
+        "10.83.0.1",
+        "10.85.0.1",
+        "10.86.0.1",
+    ];
+    for gateway in gateways {
+        told(&task, &format!("ping -c 1 -W 20 {gateway}"));
+    }
+    // By the port of the node to a server in the guest.
+    told(&task, "(echo served | nc -l -p 80) >/dev/null 2>&1 &");
+    let answer = "until nc 10.80.0.1 8080 </dev/null | grep served; do sleep 1; done";
+    node(&format!("busybox sh -c '{answer}'"));
+    assert_eq!(verdicts(), checked);
+    task.destroy();
+    assert_eq!(namespace.whole(), before);
+    assert_eq!(verdicts(), checked);
+    for chain in &chains {
+        chain.del();
+    }
+    assert_eq!(namespace.told("ip -o link | wc -l"), "1\n");
+}
+
+#[test]
+fn routes_by_source_limits_of_bandwidth_and_a_bridge_are_the_guests() {
+    let _node = Node::enter();
+    let _uplinks = Uplinks(&["up5"]);
+    uplink("up5", "10.88.5.1/24");
+    // And somebody's own bridge; what is by its port, the bridge has.
+    let bridge = "ip link add port-far type veth peer name port0 netns sbr; ip link set port-far up
+        ip addr add 10.88.6.1/24 dev port-far; n link add br0 type bridge
+        n link set port0 addrgenmode none; n link set port0 master br0; n link set port0 up
+        n link set br0 up; n addr add 10.88.6.2/24 dev br0";
+    let namespace = Namespace::new("sbr", bridge);
+    let limits = json!({ "type": "bandwidth", "ingressRate": 80_000_000, "ingressBurst": 8_000_000,
+        "egressRate": 80_000_000, "egressBurst": 8_000_000 });
+    let routed = |subnet: &str| {
+        let mut ipam = ipam(&[subnet]);
+        ipam["routes"] = json!([{ "dst": "0.0.0.0/0" }]);
+        ipam
+    };
+    let add = |interface, plugins| Chain::add(&namespace, interface, plugins);
+    let chains = [
+        add(
+            "eth0",
+            json!([{ "type": "ptp", "ipMasq": false, "ipam": routed("10.88.1.0/24") }, limits]),
+        ),
+        add(
+            "net1",
+            json!([{ "type": "ptp", "ipMasq": false, "ipam": routed("10.88.2.0/24") }, { "type": "sbr" }]),
+        ),
+        add(
+            "net2",
+            json!([{ "type": "ipvlan", "mode": "l3", "master": "up5", "ipam": ipam(&["10.88.5.0/24"]) }]),
+        ),
+    ];
+    namespace.settle();
+    let before = namespace.whole();
+    // ptp misses the routes that sbr has put into another table.
+    let verdicts = || chains.each_ref().map(Chain::verdicts);
+    let checked = verdicts();
+    assert_eq!(checked[0], ["", ""]);
+    let task = namespace.run();
+    let guest = lines(&told(&task, DUMP));
+    let mut there = lines(&namespace.told(DUMP));
+    there.retain(|line| !line.contains("port0"));
+    assert_eq!(guest, there);
+    let rule = "from 10.88.2.2 lookup 100";
+    assert!(guest.iter().any(|line| line.contains(rule)), "{guest:?}");
+    for gateway in ["10.88.1.1", "10.88.2.1", "10.88.6.1"] {
+        told(&task, &format!("ping -c 1 -W 20 {gateway}"));
+    }
+    assert_eq!(verdicts(), checked);
+    task.destroy();
+    assert_eq!(namespace.whole(), before);
+    for chain in &chains {
+        chain.del();
+    }
+}

@@ -1,0 +1,222 @@
+//! Network namespaces made by hand, what a network is in words, and CNI's plugins.
+
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::process::{self, DEADLINE, Output, Running};
+use crate::{Container, Runtime, Task};
+
+/// Tells a network in words that two kernels have in common. One program says it in both: the
+/// busybox of the image is the node's. Left out are the numbers of links and what only one has:
+/// the taps of the namespace.
+pub const DUMP: &str = "
+    ip -o link | sed 's/@[^:]*:/:/; s/.*: \\([^ ]*\\): .*\\(mtu [0-9]*\\).*link.\\([a-z]* [^ ]*\\).*/\\1 \\2 \\3/'
+    ip -o addr | sed 's/^[0-9]*: //; s/ noprefixroute//; s/ nodad//; s/ flags [0-9]*//; s/\\\\.*//'
+    ip route show table all
+    ip -6 route show table all
+    ip rule
+    ip -6 rule
+    ip neigh show nud permanent | sed 's/ used.*probes [0-9]*//'";
+
+/// The lines of a dump, in an order of their own.
+pub fn lines(dump: &str) -> Vec<String> {
+    let own = |line: &&str| !line.contains("husk") && !line.is_empty();
+    let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut lines: Vec<String> = dump.lines().filter(own).map(words).collect();
+    lines.sort();
+    lines
+}
+
+/// What a script prints in the network namespace of a path.
+///
+/// # Panics
+/// If it fails.
+#[track_caller]
+pub fn in_namespace(path: &str, script: &str) -> String {
+    let mut nsenter = Command::new("nsenter");
+    nsenter.arg(format!("--net={path}")).arg("busybox");
+    nsenter.args(["sh", "-c", script]);
+    process::run(nsenter).succeeded().text()
+}
+
+/// Runs a script on the node.
+///
+/// # Panics
+/// If it fails.
+#[track_caller]
+pub fn node(script: &str) {
+    let mut sh = Command::new("sh");
+    sh.args(["-e", "-c", script]);
+    process::run(sh).succeeded();
+}
+
+/// A network namespace with a name, made by hand. Gone when dropped.
+pub struct Namespace(&'static str);
+
+impl Namespace {
+    /// Makes it. `script` goes on in a shell where `n` is `ip` in the namespace.
+    ///
+    /// # Panics
+    /// If the script fails.
+    #[track_caller]
+    pub fn new(name: &'static str, script: &str) -> Self {
+        let namespace = Self(name);
+        node(&format!(
+            "ip netns add {name}; n() {{ ip -n {name} \"$@\"; }}; n link set lo up; {script}"
+        ));
+        namespace.settle();
+        namespace
+    }
+
+    /// Waits until its addresses are what they will be.
+    ///
+    /// # Panics
+    /// If they are not by the deadline.
+    #[track_caller]
+    pub fn settle(&self) {
+        // Addresses of version 6 are tried out before they are used, which is seen in a dump.
+        let deadline = Instant::now() + DEADLINE;
+        while self.told("ip -6 addr").contains("tentative") {
+            assert!(Instant::now() < deadline, "{}", self.told("ip -6 addr"));
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// By which path others name it.
+    pub fn path(&self) -> String {
+        format!("/run/netns/{}", self.0)
+    }
+
+    /// What a script prints in it.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn told(&self, script: &str) -> String {
+        in_namespace(&self.path(), script)
+    }
+
+    /// Everything in it, also what a guest has no part in.
+    ///
+    /// # Panics
+    /// If it cannot be told.
+    #[track_caller]
+    pub fn whole(&self) -> String {
+        let mut ip = Command::new("sh");
+        let script = "ip addr; ip route show table all; ip -6 route show table all; ip rule; ip -6 rule; \
+             ip neigh show nud permanent; tc qdisc; for l in /sys/class/net/*; do tc filter show dev ${l##*/} ingress; done";
+        ip.args(["-c", &format!("ip netns exec {} sh -c '{script}'", self.0)]);
+        process::run(ip).text()
+    }
+
+    /// A container in it.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[track_caller]
+    pub fn run(&self) -> Task {
+        let namespace = format!("network:{}", self.path());
+        Container::new(Runtime::Husk, &["sleep", "infinity"])
+            .with(&[
+                "--with-ns",
+                &namespace,
+                "--cap-add",
+                "CAP_NET_RAW",
+                "--null-io",
+            ])
+            .detach()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let mut ip = Command::new("ip");
+        ip.args(["netns", "del", self.0]);
+        process::run(ip);
+    }
+}
+
+/// What a script prints in a container.
+///
+/// # Panics
+/// If it fails.
+#[track_caller]
+pub fn told(task: &Task, script: &str) -> String {
+    task.exec(&["sh", "-c", script]).succeeded().text()
+}
+
+/// Plugins that make an interface, one after the other, as a `.conflist` names them.
+pub struct Chain {
+    namespace: String,
+    interface: &'static str,
+    plugins: Vec<Value>,
+    result: Value,
+}
+
+impl Chain {
+    /// Has them make it.
+    ///
+    /// # Panics
+    /// If one refuses.
+    #[track_caller]
+    pub fn add(namespace: &Namespace, interface: &'static str, plugins: Value) -> Self {
+        let Value::Array(plugins) = plugins else {
+            panic!("a chain is a list: {plugins}")
+        };
+        let mut chain = Self {
+            namespace: namespace.path(),
+            interface,
+            plugins,
+            result: Value::Null,
+        };
+        for plugin in chain.plugins.clone() {
+            let result = chain.call("ADD", plugin).succeeded();
+            chain.result = serde_json::from_str(&result.text()).expect("a result");
+        }
+        chain
+    }
+
+    /// What each says when asked (CHECK) whether all is as it left it; nothing if so.
+    #[track_caller]
+    pub fn verdicts(&self) -> Vec<String> {
+        let plugins = self.plugins.iter();
+        let verdict = plugins.map(|plugin| self.call("CHECK", plugin.clone()).text());
+        verdict.collect()
+    }
+
+    /// Has them take it away again.
+    ///
+    /// # Panics
+    /// If one refuses.
+    #[track_caller]
+    pub fn del(&self) {
+        for plugin in self.plugins.iter().rev() {
+            self.call("DEL", plugin.clone()).succeeded();
+        }
+    }
+
+    #[track_caller]
+    fn call(&self, verb: &str, mut plugin: Value) -> Output {
+        let program = plugin["type"].as_str().expect("a type").to_owned();
+        plugin["cniVersion"] = json!("1.0.0");
+        plugin["name"] = json!(format!("net-{}", self.interface));
+        if !self.result.is_null() {
+            plugin["prevResult"] = self.result.clone();
+        }
+        let plugins = Path::new("/usr/lib/cni");
+        let mut command = Command::new(plugins.join(program));
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", "pod")
+            .env("CNI_NETNS", &self.namespace)
+            .env("CNI_IFNAME", self.interface)
+            .env("CNI_PATH", plugins);
+        let mut running = Running::start(command);
+        running.feed(plugin.to_string().into_bytes());
+        running.finish()
+    }
+}
