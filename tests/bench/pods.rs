@@ -4,15 +4,18 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use husk_tests::cri::api;
 use husk_tests::{Pod, Runtime, process};
 use serde_json::json;
 
-use crate::{Report, as_f64, rounded};
+use crate::{Report, as_f64, median, rounded};
 
 /// Pods of each runtime, taken in turns.
 pub const RUNS: usize = 5;
 /// Pods made at once.
 const PARALLEL: usize = 10;
+/// What a container is allowed more than its machine has.
+const GROWTH_MIB: i64 = 512;
 /// How long the container's first output may stay unnoticed.
 const PERIOD: Duration = Duration::from_millis(1);
 
@@ -55,6 +58,35 @@ pub fn measure(report: &mut Report) {
         report.add(key, json!(mib));
         pods.into_iter().for_each(Pod::remove);
     }
+    let grow_ms = rounded(median((0..RUNS).map(|_| grown()).collect()));
+    println!(
+        "\nan update by {GROWTH_MIB} MiB and a CPU, until the guest has them, median of {RUNS}"
+    );
+    println!("  {:<34} {grow_ms:>9.2} ms", "husk");
+    report.add("grow_ms_virtual", json!(grow_ms));
+}
+
+/// How long the update of a container takes whose pod's machine must grow for it.
+fn grown() -> f64 {
+    let pod = Pod::run(Runtime::Husk);
+    let container = pod.script("echo up; exec sleep infinity");
+    let linux = api::LinuxContainerResources {
+        memory_limit_in_bytes: GROWTH_MIB << 20,
+        cpu_quota: 200_000,
+        cpu_period: 100_000,
+        ..Default::default()
+    };
+    let request = api::UpdateContainerResourcesRequest {
+        container_id: container.id().into(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    let start = Instant::now();
+    let answer = pod.cri.update_container_resources(request);
+    let elapsed = milliseconds(start);
+    answer.expect("an update");
+    pod.remove();
+    elapsed
 }
 
 /// RunPodSandbox, CreateContainer, StartContainer and the first byte of output.
