@@ -100,3 +100,23 @@ fn a_limit_is_changed_while_the_container_runs() {
         pod.remove();
     }
 }
+
+/// Which of these a containerd has depends on its version, and not on the runtime.
+#[test]
+fn a_kubelets_rarer_questions_are_answered_as_with_runc() {
+    let _node = Node::enter();
+    let [runc, husk] = Runtime::BOTH.map(|runtime| {
+        let pod = Pod::run(runtime);
+        let container = pod.script("echo up; exec sleep infinity");
+        container.logs("stdout F up");
+        let descriptors = pod.cri.list_metric_descriptors(Default::default());
+        let metrics = pod.cri.list_pod_sandbox_metrics(Default::default());
+        let metrics = metrics.map(|answer| answer.pod_metrics.len());
+        pod.remove();
+        (
+            descriptors.map_err(|status| status.code()),
+            metrics.map_err(|status| status.code()),
+        )
+    });
+    assert_eq!(husk, runc);
+}

@@ -68,6 +68,8 @@ calls! {
     list_container_stats: ListContainerStatsRequest => ListContainerStatsResponse,
     pod_sandbox_stats: PodSandboxStatsRequest => PodSandboxStatsResponse,
     list_pod_sandbox_stats: ListPodSandboxStatsRequest => ListPodSandboxStatsResponse,
+    list_metric_descriptors: ListMetricDescriptorsRequest => ListMetricDescriptorsResponse,
+    list_pod_sandbox_metrics: ListPodSandboxMetricsRequest => ListPodSandboxMetricsResponse,
     runtime_config: RuntimeConfigRequest => RuntimeConfigResponse,
 }
 
