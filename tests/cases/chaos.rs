@@ -108,7 +108,7 @@ fn death(victim: Victim, step: Step) {
     let node = Node::enter();
     let mut events = Events::subscribe();
     let mut life = Life::begin();
-    life.come_to(step, victim, &node);
+    life.come_to(step, victim, &node, &mut events);
 
     let mut seen = Vec::new();
     if victim == Containerd {
@@ -125,6 +125,9 @@ fn death(victim: Victim, step: Step) {
         events.wait_for("/tasks/exit");
     }
     let id = life.end();
+    if lived && victim == Containerd {
+        events.wait_for(&exit_of(&id));
+    }
     seen.extend(events.tasks());
     let exits = count(&seen, "/tasks/exit", &id);
     let due = match step {
@@ -135,6 +138,11 @@ fn death(victim: Victim, step: Step) {
         Started | Exec | Killed | Delete => 1..=1,
     };
     assert!(due.contains(&exits), "{exits} exits: {seen:?}");
+}
+
+/// How `ctr` prints the exit of a container's init.
+fn exit_of(id: &str) -> String {
+    format!("/tasks/exit {{\"container_id\":\"{id}\",\"id\":\"{id}\"")
 }
 
 /// The events of that topic that are about the container's init.
@@ -172,7 +180,7 @@ impl Life {
     }
 
     #[track_caller]
-    fn come_to(&mut self, step: Step, victim: Victim, node: &Node) {
+    fn come_to(&mut self, step: Step, victim: Victim, node: &Node, events: &mut Events) {
         if step == Create {
             let booting = || node.log().contains("timeline kernel_entered=");
             return until("the guest's kernel runs", booting);
@@ -199,6 +207,8 @@ impl Life {
             Killed | Delete => {
                 self.task.kill("KILL");
                 self.task.wait();
+                // Now: it may come while nobody listens, or from who is stopped next.
+                events.wait_for(&exit_of(self.task.id()));
             }
         }
         if step == Delete {

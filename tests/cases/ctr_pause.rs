@@ -45,7 +45,7 @@ fn a_paused_container_stands_still_and_goes_on_where_it_was() {
         events.wait_for("/tasks/resumed");
         task.destroy();
         assert_eq!(
-            events.task_topics(),
+            events.task_topics_with("/tasks/delete"),
             [
                 "/tasks/create",
                 "/tasks/start",

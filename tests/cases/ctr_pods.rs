@@ -4,7 +4,7 @@
 use std::fs;
 
 use husk_tests::containerd::Events;
-use husk_tests::{Container, Node, Task, ctr, process};
+use husk_tests::{Container, Node, Task, process};
 
 const KIND: &str = "io.kubernetes.cri.container-type";
 const SANDBOX: &str = "io.kubernetes.cri.sandbox-id";
@@ -116,7 +116,7 @@ fn containers_come_and_go_while_the_machine_lives() {
     let _node = Node::enter();
     let pod = Pod::run();
     let vmm = pod.0.pid();
-    let events = Events::subscribe();
+    let mut events = Events::subscribe();
     for code in [0, 3, 0] {
         let script = format!("echo run; exit {code}");
         let member = pod.usual_member(&["sh", "-c", &script]);
@@ -128,7 +128,9 @@ fn containers_come_and_go_while_the_machine_lives() {
     let member = member.with(&["--null-io"]).detach();
     pod.0.destroy();
     assert_eq!(told(&member, "echo alive"), "alive\n");
+    let last = format!("/tasks/exit {{\"container_id\":\"{}\"", member.id());
     member.destroy();
+    events.wait_for(&last);
     let mut inits = events.tasks();
     inits.retain(|(topic, event)| topic == "/tasks/exit" && event["id"] == event["container_id"]);
     assert_eq!(inits.len(), 5, "{inits:?}");
@@ -189,8 +191,9 @@ fn a_pod_whose_shim_was_killed_is_cleaned_up_whole() {
     for pid in process::named("containerd-shim-rust-v2") {
         process::signal(pid, "KILL");
     }
-    for id in [member.id(), pod.0.id()] {
+    for task in [&member, &pod.0] {
+        let id = task.id();
         events.wait_for(&format!("/tasks/exit {{\"container_id\":\"{id}\""));
-        ctr(&["container", "delete", id]).succeeded();
+        task.forgotten();
     }
 }

@@ -306,7 +306,7 @@ fn the_same_container_id_can_be_used_again() {
 fn the_timeline_is_in_the_log_and_in_order() {
     let node = Node::enter();
     Container::husk(&["echo", "hello"]).run().succeeded();
-    let log = node.log();
+    let log = node.log_with("timeline gone=");
     let steps = timeline::STEPS.map(|step| (timeline::at(&log, step), step));
     assert!(steps.is_sorted(), "{steps:?}");
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use husk_tests::hold::{self, Hold};
 use husk_tests::process::{DEADLINE, Stream};
 use husk_tests::task_api::TaskApi;
-use husk_tests::{Container, Node, Runtime, containerd, ctr};
+use husk_tests::{Container, Node, Runtime, containerd, ctr, shim};
 use serde_json::{Value, json};
 
 fn process(args: &[&str]) -> Value {
@@ -59,24 +59,29 @@ fn no_short_output_of_a_thousand_is_lost() {
 #[test]
 fn fifty_execs_at_once_keep_their_outputs_apart() {
     let _node = Node::enter();
-    let task = Container::script("mkfifo /go; exec sleep infinity").detach();
+    let task = Container::husk(&["sleep", "infinity"]).detach();
+    task.exec(&["mkfifo", "/go"]).succeeded();
     let api = TaskApi::of(task.id());
+    let run = |script: &str| {
+        let exec = api.exec(&process(&["sh", "-c", script])).expect("an exec");
+        exec.start().expect("a started exec");
+        exec
+    };
     let execs: Vec<_> = (0..50)
         .map(|n| {
             // Opening a fifo for reading waits for the one who opens it for writing.
-            let script = format!("echo -n 'begin {n} '; : </go; echo -n 'end {n}'");
-            let exec = api.exec(&process(&["sh", "-c", &script]));
-            let exec = exec.expect("an exec");
-            exec.start().expect("a started exec");
-            exec
+            run(&format!("echo -n 'begin {n} '; : </go; echo -n 'end {n}'"))
         })
         .collect();
-    task.exec(&["sh", "-c", ": >/go"]).succeeded();
+    // Open from now on: also for those who come to it only later.
+    let gate = run("exec sleep infinity <>/go");
     for (n, exec) in execs.into_iter().enumerate() {
         let ended = exec.finish().expect("an exit status");
         let wanted = format!("begin {n} end {n}");
         assert_eq!((ended.status, ended.stdout), (0, wanted));
     }
+    shim::kill_exec(task.id(), &gate.id);
+    assert_eq!(gate.finish().expect("an exit status").status, 137);
     task.destroy();
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use husk_tests::containerd::Events;
-use husk_tests::{Config, Container, Node, Running, ctr, process};
+use husk_tests::{Config, Container, Node, Running, process};
 
 /// Kills every process of that name; there must be one.
 #[track_caller]
@@ -46,11 +46,7 @@ fn a_killed_vmm_ends_its_container_once_with_137() {
     kill_9("husk-vmm");
     running.finish().ended_with(137);
     assert_eq!(events.one_exit(), 137);
-    assert!(
-        node.log().contains("VMM"),
-        "the log says what happened:\n{}",
-        node.log()
-    );
+    node.log_with("VMM");
 }
 
 #[test]
@@ -67,7 +63,7 @@ fn a_killed_shim_takes_its_machine_along() {
     assert!(process::wait_for_exit(vmm, deadline), "the VMM lives on");
     events.wait_for("/tasks/exit");
     assert_eq!(events.one_exit(), 137);
-    ctr(&["container", "delete", task.id()]).succeeded();
+    task.forgotten();
 }
 
 #[test]
@@ -80,11 +76,7 @@ fn a_panic_of_the_guests_kernel_is_reported_with_its_text() {
     running.write(b"go\n");
     running.finish().ended_with(137);
     assert_eq!(events.one_exit(), 137);
-    assert!(
-        node.log().contains("Kernel panic"),
-        "the console is in the log:\n{}",
-        node.log()
-    );
+    node.log_with("Kernel panic");
 }
 
 #[test]

@@ -62,7 +62,9 @@ fn the_vmm_keeps_only_the_capabilities_that_files_need() {
     // capabilities(7): CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, SETGID, SETUID, SETFCAP.
     let allowed: u64 = [0, 1, 2, 3, 4, 6, 7, 31].iter().map(|bit| 1 << bit).sum();
     for entry in fs::read_dir(proc(vmm, "task")).expect("threads").flatten() {
-        let status = fs::read_to_string(entry.path().join("status")).expect("a thread's status");
+        let Ok(status) = fs::read_to_string(entry.path().join("status")) else {
+            continue; // It has ended.
+        };
         let field = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name));
             line.and_then(|line| line.split_whitespace().nth(1))

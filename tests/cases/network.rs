@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use husk_tests::network::{DUMP, Namespace, in_namespace, lines, node, told};
 use husk_tests::pod::PodContainer;
 use husk_tests::process::{self, DEADLINE};
-use husk_tests::{Container, Node, Pod, PodPlan, Runtime, ctr};
+use husk_tests::{Container, Node, Pod, PodPlan, Runtime};
 
 /// Two links with all that a plugin could think of.
 const RICH: &str = "
@@ -85,7 +85,8 @@ fn datagrams_of_all_sizes_short_connections_and_one_answer_to_who_has() {
         .set_read_timeout(Some(Duration::from_millis(500)))
         .expect("a timeout");
     // Up to what fits, one byte too many, three fragments.
-    for size in [1, 100, 1422, 1423, 4000] {
+    let sizes = [1, 100, 1422, 1423, 4000];
+    for size in sizes {
         let sent: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
         let mut answer = [0; 9000];
         let deadline = Instant::now() + DEADLINE;
@@ -93,6 +94,8 @@ fn datagrams_of_all_sizes_short_connections_and_one_answer_to_who_has() {
         let length = loop {
             let asked = socket.send(&sent).and_then(|_| socket.recv(&mut answer));
             match asked {
+                // A second answer, to what was asked again for the first one's delay.
+                Ok(length) if length < size && sizes.contains(&length) => {}
                 Ok(length) => break length,
                 Err(_) => assert!(Instant::now() < deadline, "no answer to {size} bytes"),
             }
@@ -105,10 +108,18 @@ fn datagrams_of_all_sizes_short_connections_and_one_answer_to_who_has() {
     many.args(["sh", "-c", connect]);
     let served = process::run(many).text();
     assert_eq!(served, "served\n".repeat(100));
-    let mut arping = Command::new("busybox");
-    arping.args(["arping", "-c", "3", "-I", "sized-far", "10.77.0.2"]);
-    let answers = process::run(arping).succeeded().text();
-    assert!(answers.contains("Received 3 re"), "{answers}");
+    // An answer that takes longer than a second is not counted.
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let mut arping = Command::new("busybox");
+        arping.args(["arping", "-c", "3", "-I", "sized-far", "10.77.0.2"]);
+        let answers = process::run(arping).text();
+        if answers.contains("Received 3 re") {
+            break;
+        }
+        let late = (0..3).any(|count| answers.contains(&format!("Received {count} re")));
+        assert!(late && Instant::now() < deadline, "{answers}");
+    }
     task.destroy();
 }
 
@@ -128,7 +139,7 @@ fn a_killed_shim_leaves_the_namespace_as_it_was() {
         assert!(Instant::now() < deadline, "{}", namespace.whole());
         thread::sleep(Duration::from_millis(200));
     }
-    ctr(&["container", "delete", task.id()]).succeeded();
+    task.forgotten();
 }
 
 #[test]
@@ -177,7 +188,7 @@ fn a_pod_has_the_network_that_cni_gave_it() {
 fn send(from: &PodContainer<'_>, to: &PodContainer<'_>, address: &str) {
     let sent = from.told("head -c 8388608 /dev/urandom >/blob; sha256sum </blob");
     // Its input stays open: nc ends with the first side that is done.
-    let serve = "(tail -f /dev/null | nc -l -p 7000 | sha256sum >/received) >/dev/null 2>&1 &";
+    let serve = ": >/received; (tail -f /dev/null | nc -l -p 7000 | sha256sum >/received) >/dev/null 2>&1 &";
     to.told(serve);
     let connect = format!("until nc {address} 7000 </blob; do sleep 0.2; done");
     from.told(&connect);

@@ -35,8 +35,9 @@ fn connections_are_redirected_to_a_sidecar() {
         let tables = format!("chroot /node /usr/sbin/{program} -t nat");
         let script = format!(
             "{tables} -A {rule} -j REDIRECT --to-ports 15001 || exit 1
-             (echo sidecar | nc -l -p 15001) &
+             nc -ll -p 15001 -e echo sidecar &
              until nc {far} 80 </dev/null | grep sidecar; do sleep 1; done
+             kill $!; wait $!
              {tables} -D {rule} -j REDIRECT --to-ports 15001"
         );
         let answer = told(&task, &script);

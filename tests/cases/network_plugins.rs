@@ -102,7 +102,7 @@ fn links_of_six_plugins_are_carried_side_by_side() {
         told(&task, &format!("ping -c 1 -W 20 {gateway}"));
     }
     // By the port of the node to a server in the guest.
-    told(&task, "(echo served | nc -l -p 80) >/dev/null 2>&1 &");
+    told(&task, "nc -ll -p 80 -e echo served >/dev/null 2>&1 &");
     let answer = "until nc 10.80.0.1 8080 </dev/null | grep served; do sleep 1; done";
     node(&format!("busybox sh -c '{answer}'"));
     assert_eq!(verdicts(), checked);

@@ -153,12 +153,13 @@ impl Events {
         Self::parse(&self.client.printed())
     }
 
-    /// The exit status of the one exit event up to now.
+    /// The exit status of the one exit event, which may be on its way still.
     ///
     /// # Panics
     /// If there is another number of them.
     #[track_caller]
-    pub fn one_exit(self) -> u64 {
+    pub fn one_exit(mut self) -> u64 {
+        self.wait_for("/tasks/exit");
         let mut tasks = self.tasks();
         tasks.retain(|(topic, _)| topic == "/tasks/exit");
         assert_eq!(tasks.len(), 1, "{tasks:?}");
@@ -187,9 +188,14 @@ impl Events {
             .collect()
     }
 
-    /// The topics of all task events up to now, oldest first.
+    /// The topics of all task events, oldest first, once one of the topic `last` has come: a shim
+    /// tells its events in the background, and its callers may have their answers sooner.
+    ///
+    /// # Panics
+    /// If none does by the deadline.
     #[track_caller]
-    pub fn task_topics(self) -> Vec<String> {
+    pub fn task_topics_with(mut self, last: &str) -> Vec<String> {
+        self.wait_for(last);
         self.tasks().into_iter().map(|(topic, _)| topic).collect()
     }
 }

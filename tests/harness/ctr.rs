@@ -264,6 +264,18 @@ impl Task {
     /// The state containerd reports: `RUNNING`, `STOPPED`...
     #[track_caller]
     pub fn status(&self) -> String {
+        let deadline = Instant::now() + process::DEADLINE;
+        loop {
+            let status = self.status_once();
+            // What containerd says of a shim that does not answer within 2 s.
+            if status != "UNKNOWN" || Instant::now() > deadline {
+                return status;
+            }
+        }
+    }
+
+    #[track_caller]
+    fn status_once(&self) -> String {
         let list = ctr(&["task", "list"]).succeeded().text();
         list.lines()
             .map(|line| line.split_whitespace().collect::<Vec<_>>())
@@ -287,6 +299,24 @@ impl Task {
         digits
             .parse()
             .unwrap_or_else(|_| panic!("no exit code: {output}"))
+    }
+
+    /// Waits until containerd has given up the task of a shim that is gone, and deletes the
+    /// container. containerd tells the exit before.
+    ///
+    /// # Panics
+    /// If either does not happen.
+    #[track_caller]
+    pub fn forgotten(&self) {
+        let deadline = Instant::now() + process::DEADLINE;
+        let listed = || {
+            let list = ctr(&["task", "list", "--quiet"]).succeeded().text();
+            list.lines().any(|id| id == self.id)
+        };
+        while listed() {
+            assert!(Instant::now() < deadline, "the task {} remains", self.id);
+        }
+        ctr(&["container", "delete", &self.id]).succeeded();
     }
 
     /// Kills, waits and deletes.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::containerd;
 
 /// How long teardown may go on after `ctr` has returned.
-const TEARDOWN: Duration = Duration::from_secs(15);
+const TEARDOWN: Duration = Duration::from_secs(60);
 
 /// Directories that stay after a first container of any runtime: one per
 /// containerd namespace, not one per container.

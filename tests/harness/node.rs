@@ -3,11 +3,12 @@
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::containerd::LogMark;
 use crate::ctr::sweep;
 use crate::ledger::Ledger;
+use crate::process::DEADLINE;
 
 /// What the VMM logs of a guest that ended without a word.
 const TRIPLE_FAULT: &str = "the guest's CPU triple-faulted";
@@ -36,6 +37,23 @@ impl Node {
             before: Ledger::take(),
             log: LogMark::now(),
             start: Instant::now(),
+        }
+    }
+
+    /// The log once `text` is in it: containerd copies what others log in the background.
+    ///
+    /// # Panics
+    /// If it is not by the deadline.
+    #[track_caller]
+    pub fn log_with(&self, text: &str) -> String {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let log = self.log();
+            if log.contains(text) {
+                return log;
+            }
+            assert!(Instant::now() < deadline, "no {text:?} in the log:\n{log}");
+            thread::sleep(Duration::from_millis(50));
         }
     }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::containerd;
 use crate::cri::{Answer, Cri, api};
 use crate::ctr::{IMAGE, Runtime};
 use crate::pod_plan::{OwnCgroup, PodPlan, namespaces, unique};
@@ -15,6 +16,10 @@ use crate::streaming::Streams;
 
 /// How often a kubelet's questions are asked again.
 const PERIOD: Duration = Duration::from_millis(200);
+
+/// How long containerd may go on writing to the log of a container that has ended. What is
+/// missing then, the test misses.
+const LOG_END: Duration = Duration::from_secs(30);
 
 /// A pod that runs. Stopped and removed when dropped.
 pub struct Pod {
@@ -240,9 +245,26 @@ impl PodContainer<'_> {
         loop {
             let status = self.status();
             if status.state() == api::ContainerState::ContainerExited {
+                self.wait_for_log();
                 return status;
             }
             assert!(Instant::now() < deadline, "still there: {status:?}");
+            thread::sleep(PERIOD);
+        }
+    }
+
+    /// Waits until containerd has closed its log, which it fills in the background: an exit
+    /// may be told before the last lines are written.
+    fn wait_for_log(&self) {
+        let is_open = || {
+            let containerd = containerd::pid()?;
+            let mut files = fs::read_dir(format!("/proc/{containerd}/fd"))
+                .ok()?
+                .flatten();
+            files.find(|file| fs::read_link(file.path()).is_ok_and(|link| link == self.log))
+        };
+        let deadline = Instant::now() + LOG_END;
+        while is_open().is_some() && Instant::now() < deadline {
             thread::sleep(PERIOD);
         }
     }

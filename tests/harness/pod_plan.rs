@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -197,8 +199,12 @@ pub(crate) struct OwnCgroup(pub(crate) Option<PathBuf>);
 impl Drop for OwnCgroup {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
-            // What it still holds is found by the ledger.
-            drop(fs::remove_dir(path));
+            // As a kubelet does it, as often as it takes: the shim may be on its way out. What it
+            // still holds is found by the ledger.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while fs::remove_dir(path).is_err() && path.exists() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(100));
+            }
             drop(fs::remove_dir(PODS));
         }
     }

@@ -208,7 +208,7 @@ impl Running {
             self.kill();
         }
         // Both pipes end with the process, unless it left someone behind who holds them.
-        let drain = Instant::now() + Duration::from_secs(5);
+        let drain = Instant::now() + Duration::from_secs(20);
         self.stdout.read_to_end(drain);
         self.stderr.read_to_end(drain);
         let status = self.child.wait().expect("the child is ours to wait for");

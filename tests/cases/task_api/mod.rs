@@ -14,7 +14,7 @@ use containerd_shim_protos::shim::oci::ProcessDetails;
 use containerd_shim_protos::ttrpc::Code;
 use husk_tests::containerd::Events;
 use husk_tests::task_api::{Refusal, TaskApi};
-use husk_tests::{Container, Node, Runtime, Task, ctr, process};
+use husk_tests::{Container, Node, Runtime, Task, process};
 
 use requests::{Ask, ask};
 
@@ -276,7 +276,7 @@ fn a_stopped_task_answers_every_verb_with_the_right_status() {
         // runc's shim is gone before it has answered now and then.
         let gone = runtime == Runtime::Runc && answer == Code::UNAVAILABLE;
         assert!(answer == OK || gone, "{runtime:?}: {answer:?}");
-        forgotten(&task);
+        task.forgotten();
     }
 }
 
@@ -362,7 +362,7 @@ fn the_death_of_the_machine_is_what_later_callers_read() {
 #[test]
 fn shutdown_now_ends_what_runs_and_its_exit_is_told_once() {
     let _node = Node::enter();
-    let events = Events::subscribe();
+    let mut events = Events::subscribe();
     let task = sleeper(Runtime::Husk);
     let request = ShutdownRequest {
         id: task.id().into(),
@@ -372,7 +372,8 @@ fn shutdown_now_ends_what_runs_and_its_exit_is_told_once() {
     let api = TaskApi::of(task.id());
     let ended: Result<Empty, Refusal> = api.call("Shutdown", &request);
     assert!(ended.is_ok(), "{ended:?}");
-    forgotten(&task);
+    task.forgotten();
+    events.wait_for("/tasks/exit");
     let exits: Vec<_> = events
         .tasks()
         .into_iter()
@@ -380,20 +381,6 @@ fn shutdown_now_ends_what_runs_and_its_exit_is_told_once() {
         .map(|(_, event)| event["exit_status"].clone())
         .collect();
     assert_eq!(exits, [137]);
-}
-
-/// Waits until containerd has cleaned up after the shim, then deletes the container.
-#[track_caller]
-fn forgotten(task: &Task) {
-    let deadline = std::time::Instant::now() + process::DEADLINE;
-    while ctr(&["task", "list", "--quiet"])
-        .succeeded()
-        .text()
-        .contains(task.id())
-    {
-        assert!(std::time::Instant::now() < deadline, "the task remains");
-    }
-    ctr(&["container", "delete", task.id()]).succeeded();
 }
 
 #[track_caller]

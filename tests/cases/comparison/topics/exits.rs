@@ -49,7 +49,7 @@ pub const SHORT: &[Group] = &[
             ),
             (
                 "orphans go to the init",
-                "(sh -c 'sleep 0.3; cut -d\" \" -f4 /proc/$$/stat >/tmp/parent' &) ; sleep 1; cat /tmp/parent",
+                "(sh -c 'n=0; until grep -q \") . 1 \" /proc/$$/stat || [ $n = 100 ]; do n=$((n+1)); sleep 0.1; done; cut -d\" \" -f4 /proc/$$/stat >/tmp/parent' &) ; until [ -s /tmp/parent ]; do sleep 0.1; done; cat /tmp/parent",
             ),
             (
                 "exit codes are taken modulo 256",

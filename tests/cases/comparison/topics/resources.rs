@@ -93,7 +93,7 @@ pub const SHORT: &[Group] = &[
             ("limit", files!("pids.max")),
             (
                 "holds",
-                "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do sleep 3 & done; wait; echo all",
+                "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14; do sleep 100 & done; wait; echo all",
             ),
         ],
     ),

@@ -166,8 +166,9 @@ pub const SHORT: &[Group] = &[
                 Err(refusal) => outcome(Err(refusal)),
             }),
             ("deleted while it runs", |c| {
-                outcome(c.started("sleep 2").and_then(|exec| {
+                outcome(c.started("exec sleep 1000").and_then(|exec| {
                     let early = exec.delete();
+                    c.kill(&exec.id, 9, false)?;
                     exec.finish()?;
                     early
                 }))
