@@ -165,10 +165,10 @@ async fn a_hook_has_its_environment_its_name_and_no_descriptor_of_ours() {
 #[tokio::test]
 async fn a_process_left_behind_and_endless_output_hold_nothing_up() {
     let hooks = json!({
-        "prestart": [shell("sleep 30 & exit 0"), shell("head -c 1000000 /dev/zero; exit 1")],
+        "prestart": [shell("sleep 90 & exit 0"), shell("head -c 1000000 /dev/zero; exit 1")],
     });
     let fixture = fixture("left", hooks);
-    let created = timeout(Duration::from_secs(10), fixture.create()).await;
+    let created = timeout(Duration::from_secs(60), fixture.create()).await;
     let error = created.expect("in time").unwrap_err();
     assert!(error.contains("hook #1"), "{error}");
     assert!(error.len() < 2 * MAX_OUTPUT as usize, "{}", error.len());

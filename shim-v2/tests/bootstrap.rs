@@ -99,7 +99,7 @@ async fn call(
         payload: message
             .write_to_bytes()
             .expect("the message can be encoded"),
-        timeout_nano: 5_000_000_000,
+        timeout_nano: 60_000_000_000,
         ..ttrpc::Request::default()
     };
     Ok(client.request(request).await?.payload)
@@ -130,13 +130,13 @@ fn is_zombie(pid: u32) -> bool {
 }
 
 async fn wait_for(done: impl Fn() -> bool) {
-    for _ in 0..500 {
+    for _ in 0..6000 {
         if done() {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    panic!("not done within 5 s");
+    panic!("not done within 60 s");
 }
 
 fn options() -> Vec<u8> {

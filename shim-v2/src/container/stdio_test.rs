@@ -72,7 +72,7 @@ async fn a_reader_may_come_late_and_may_come_back() {
     assert!(streams.drained().await);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn output_is_delivered_when_the_last_byte_was_read() {
     let fifo = Fifo::new("unread");
     let mut reader = fifo.reader();
@@ -86,7 +86,7 @@ async fn output_is_delivered_when_the_last_byte_was_read() {
     assert!(streams.drained().await);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn output_nobody_will_read_is_not_waited_for() {
     let fifo = Fifo::new("unwanted");
     let reader = fifo.reader();

@@ -47,7 +47,11 @@ impl Shim {
 
     fn wait_for_end(mut self) -> Exit {
         while self.latch.exit().is_none() {
-            assert_ne!(self.event_loop.run_for(5000), 0, "the machine did not end");
+            assert_ne!(
+                self.event_loop.run_for(60_000),
+                0,
+                "the machine did not end"
+            );
         }
         self.latch.exit().unwrap()
     }

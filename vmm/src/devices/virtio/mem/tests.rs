@@ -215,6 +215,7 @@ fn requests_come_through_the_queue_and_nonsense_is_answered() {
 
 #[test]
 fn a_resize_waits_for_the_guest() {
+    const LONG: Duration = Duration::from_secs(1000);
     let mem = ram();
     let mut guest = GuestQueue::new(&mem, 0x10_0000, 8);
     let mut event_loop = EventLoop::new().unwrap();
@@ -224,7 +225,7 @@ fn a_resize_waits_for_the_guest() {
     assert!(control.resize(REGION + BLOCK_SIZE).is_err());
     let pumps = vec![guest.pump()];
     let _device = activated(device, &mem, pumps, &mut event_loop);
-    let waiting = std::thread::spawn(move || control.resize(5 * MIB).unwrap());
+    let waiting = std::thread::spawn(move || control.resize_within(5 * MIB, LONG, LONG).unwrap());
     for block in 0..2 {
         std::thread::sleep(Duration::from_millis(20));
         assert!(!waiting.is_finished());
