@@ -80,7 +80,7 @@ node: build
 	$(NODE) --shell
 
 bench: build
-	$(call ON_NODE,--counted --results $(CURDIR)/target/bench) cargo run --release -p husk-tests --bin bench
+	$(call ON_NODE,--counted --timeout $(LIMIT) --results $(CURDIR)/target/bench) cargo run --release -p husk-tests --bin bench
 	cp target/bench/bench.json target/bench.json
 
 install: build

@@ -15,7 +15,7 @@ const RUNS: usize = 3;
 pub fn measure(report: &mut Report) {
     let [theirs, ours] = Runtime::BOTH.map(|runtime| {
         let task = Container::new(runtime, &["sleep", "infinity"]).detach();
-        let cost = ms_per_mib(&task);
+        let cost = ms_per_mib(runtime, &task);
         task.destroy();
         cost
     });
@@ -26,7 +26,7 @@ pub fn measure(report: &mut Report) {
     );
 }
 
-fn ms_per_mib(task: &Task) -> f64 {
+fn ms_per_mib(runtime: Runtime, task: &Task) -> f64 {
     let time_ms = |mib: u32| {
         let count = format!("count={}", mib * 16);
         let start = Instant::now();
@@ -34,7 +34,8 @@ fn ms_per_mib(task: &Task) -> f64 {
             .exec(&["dd", "if=/dev/zero", "bs=64k", &count])
             .succeeded();
         let elapsed = start.elapsed().as_secs_f64() * 1000.0;
-        assert_eq!(output.stdout.len(), mib as usize * (1 << 20));
+        let wanted = mib as usize * (1 << 20);
+        assert_eq!(output.stdout.len(), wanted, "{runtime:?}: {}", output.stderr);
         elapsed
     };
     time_ms(1);
