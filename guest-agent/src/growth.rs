@@ -1,8 +1,9 @@
-//! Making use of CPUs and memory that the VMM has added to the running machine.
+//! Making use of CPUs and memory that the VMM has added to the running machine, and doing
+//! without CPUs again.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
+use std::{fs, io};
 
 use agent_protocol::agent::{ResizeRequest, ResizeResponse};
 use nix::errno::Errno;
@@ -23,9 +24,15 @@ const KIB_PER_THREAD: u64 = 8 * 16;
 /// Memory for each open file, likewise (`files_maxfiles_init` of its fs/file_table.c).
 const KIB_PER_FILE: u64 = 10;
 
-/// Brings CPUs online and waits for memory; tells what there is then.
+/// Brings CPUs online or takes them offline, none if 0 are asked for, and waits for memory;
+/// tells what there is then.
 pub async fn resize(request: ResizeRequest) -> Result<ResizeResponse, Error> {
-    let cpus = bring_online(request.cpus)?;
+    let mut online = numbers(&read("/sys/devices/system/cpu/online")?);
+    if request.cpus > 0 {
+        bring_online(&mut online, request.cpus);
+        take_offline(&mut online, request.cpus);
+    }
+    let cpus = online.len() as u32;
     let end = Instant::now() + DEADLINE;
     let mut memory_kib = memory()?;
     while memory_kib < request.memory_kib && Instant::now() < end {
@@ -42,35 +49,48 @@ pub async fn resize(request: ResizeRequest) -> Result<ResizeResponse, Error> {
     })
 }
 
-/// Brings CPUs online until `wanted` are, as far as there are that many; returns how many.
-fn bring_online(wanted: u32) -> Result<u32, Error> {
-    let mut online = count(&read("/sys/devices/system/cpu/online")?);
+/// Brings CPUs online until `wanted` are, as far as there are that many.
+fn bring_online(online: &mut Vec<u32>, wanted: u32) {
     let mut next = 1;
-    while online < wanted {
-        let file = PathBuf::from(format!("/sys/devices/system/cpu/cpu{next}/online"));
+    while online.len() < wanted as usize {
+        if !online.contains(&next) {
+            match fs::write(switch(next), "1") {
+                Ok(()) => online.push(next),
+                // The last one there is.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                Err(error) => console::warn(format_args!("CPU {next}: {error}")),
+            }
+        }
         next += 1;
-        match fs::read_to_string(&file) {
-            Ok(text) if text.trim() == "0" => {}
-            Ok(_) => continue,
-            // The last one there is.
-            Err(_) => break,
-        }
-        match fs::write(&file, "1") {
-            Ok(()) => online += 1,
-            Err(error) => console::warn(format_args!("CPU {}: {error}", next - 1)),
-        }
     }
-    Ok(online)
 }
 
-/// How many numbers a list such as `0-2,5` names.
-fn count(list: &str) -> u32 {
+/// Takes CPUs offline until `wanted` are left, the last first; the first stays.
+fn take_offline(online: &mut Vec<u32>, wanted: u32) {
+    online.sort_unstable();
+    for at in (1..online.len()).rev() {
+        if online.len() <= wanted as usize {
+            break;
+        }
+        match fs::write(switch(online[at]), "0") {
+            Ok(()) => drop(online.remove(at)),
+            Err(error) => console::warn(format_args!("CPU {}: {error}", online[at])),
+        }
+    }
+}
+
+fn switch(cpu: u32) -> PathBuf {
+    PathBuf::from(format!("/sys/devices/system/cpu/cpu{cpu}/online"))
+}
+
+/// The numbers a list such as `0-2,5` names.
+fn numbers(list: &str) -> Vec<u32> {
     let ranges = list.trim().split(',').filter_map(|range| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         let (first, last): (u32, u32) = (first.parse().ok()?, last.parse().ok()?);
-        last.checked_sub(first)?.checked_add(1)
+        Some(first..=last)
     });
-    ranges.sum()
+    ranges.flatten().collect()
 }
 
 /// MemTotal in KiB.
@@ -112,15 +132,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lists_of_cpus_are_counted() {
+    fn lists_of_cpus_are_read() {
         for (list, expected) in [
-            ("0\n", 1),
-            ("0-3\n", 4),
-            ("0-1,4,6-7", 5),
-            ("", 0),
-            ("3-1", 0),
+            ("0\n", &[0][..]),
+            ("0-3\n", &[0, 1, 2, 3]),
+            ("0-1,4,6-7", &[0, 1, 4, 6, 7]),
+            ("", &[]),
+            ("3-1", &[]),
         ] {
-            assert_eq!(count(list), expected, "{list:?}");
+            assert_eq!(numbers(list), expected, "{list:?}");
         }
     }
 

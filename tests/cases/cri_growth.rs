@@ -58,6 +58,31 @@ fn resident() -> i64 {
     kib.expect("a figure") / 1024
 }
 
+/// Waits until a figure is below `most`.
+#[track_caller]
+fn falls(what: &str, most: i64, figure: impl Fn() -> i64) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let now = figure();
+        if now < most {
+            eprintln!("{what}: {now} MiB");
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {now}, not below {most}");
+        thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// An update to so much memory and so many CPUs.
+fn limits(mib: i64, cpus: i64) -> api::LinuxContainerResources {
+    api::LinuxContainerResources {
+        memory_limit_in_bytes: mib * MIB,
+        cpu_quota: cpus * 100_000,
+        cpu_period: 100_000,
+        ..Default::default()
+    }
+}
+
 #[test]
 fn a_container_gets_its_limits_in_a_pod_that_was_smaller() {
     let _node = Node::enter();
@@ -91,14 +116,8 @@ fn an_update_grows_the_machine_before_it_raises_the_limit() {
     let container = idle(&pod, |limits| limits.memory_limit_in_bytes = 24 * MIB);
     let before = total(&container);
     assert!(before < 64, "{before}");
-    for (mib, least) in [(200, 200), (500, 500), (100, 500)] {
-        let linux = api::LinuxContainerResources {
-            memory_limit_in_bytes: mib * MIB,
-            cpu_quota: 200_000,
-            cpu_period: 100_000,
-            ..Default::default()
-        };
-        update(&pod, &container, linux);
+    for (mib, least) in [(200, 200), (500, 500), (100, 100)] {
+        update(&pod, &container, limits(mib, 2));
         assert!(
             total(&container) >= least,
             "{} for {mib}",
@@ -181,14 +200,62 @@ fn memory_that_is_freed_goes_back_to_the_host() {
     let full = resident();
     assert!(full > 500, "{full} MiB");
     filled.stop(0);
-    let deadline = Instant::now() + DEADLINE;
-    while resident() > full - 450 {
-        assert!(
-            Instant::now() < deadline,
-            "still {} of {full} MiB",
-            resident()
-        );
-        thread::sleep(Duration::from_millis(200));
+    falls("the VMM's memory", full - 450, resident);
+    pod.remove();
+}
+
+#[test]
+fn an_update_to_less_gives_back_what_the_guest_can_spare_and_one_to_more_grows_again() {
+    let _node = Node::enter();
+    let pod = Pod::run(Runtime::Husk);
+    let container = idle(&pod, |limits| limits.memory_limit_in_bytes = 24 * MIB);
+    let boot = total(&container);
+    for _ in 0..2 {
+        update(&pod, &container, limits(500, 2));
+        assert!(total(&container) >= 500, "{}", total(&container));
+        assert_eq!(container.told("nproc"), "2\n");
+        // The container may have all of it, also just after some was on its way out.
+        fill(&container, 480);
+        let full = resident();
+        update(&pod, &container, limits(100, 1));
+        falls("MemTotal", 200, || total(&container));
+        falls("CPUs", 2, || {
+            container.told("nproc").trim().parse().expect("a number")
+        });
+        falls("the VMM's memory", full - 300, resident);
     }
+    // Up and down at once, without waiting for the guest in between.
+    for (mib, cpus) in [(400, 2), (50, 1), (300, 2), (24, 1), (500, 2)] {
+        update(&pod, &container, limits(mib, cpus));
+    }
+    assert!(total(&container) >= 500, "{}", total(&container));
+    assert_eq!(container.told("nproc"), "2\n");
+    fill(&container, 480);
+    update(&pod, &container, limits(24, 1));
+    falls("MemTotal", boot + 130, || total(&container));
+    assert!(total(&container) >= boot);
+    pod.remove();
+}
+
+#[test]
+fn what_a_removed_container_might_use_goes_back_and_the_others_keep_theirs() {
+    let _node = Node::enter();
+    let pod = Pod::run(Runtime::Husk);
+    let stays = idle(&pod, |limits| limits.memory_limit_in_bytes = 150 * MIB);
+    let goes = idle(&pod, |limits| {
+        limits.memory_limit_in_bytes = 300 * MIB;
+        limits.cpu_quota = 200_000;
+        limits.cpu_period = 100_000;
+    });
+    assert!(total(&stays) >= 450);
+    fill(&goes, 280);
+    goes.stop(0);
+    goes.remove();
+    falls("MemTotal", 320, || total(&stays));
+    falls("CPUs", 2, || {
+        stays.told("nproc").trim().parse().expect("a number")
+    });
+    assert!(total(&stays) >= 150);
+    fill(&stays, 140);
     pod.remove();
 }

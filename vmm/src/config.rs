@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_may_grow_but_not_shrink() {
+    fn a_machine_is_never_smaller_than_at_its_boot() {
         let mut value = minimal();
         let config = parse(&value).unwrap();
         assert_eq!(

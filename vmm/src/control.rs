@@ -32,8 +32,9 @@ pub enum Request {
         /// The number, those of the boot included.
         count: u32,
     },
-    /// Plug or unplug memory until there is this much; answered when the guest has done so
-    /// or gets no nearer.
+    /// Plug or unplug memory until there is this much. More than was asked for before is
+    /// answered when the guest has it or gets no nearer, less at once: the guest unplugs
+    /// what it can when it can.
     ResizeMemory {
         /// MiB, those of the boot included.
         mib: u32,

@@ -32,8 +32,8 @@ impl Growth {
         self.vcpus.grow(count).map_err(|error| chain(&error))
     }
 
-    /// Has the guest plug or unplug until it has `mib` MiB in all, as far as it can; returns
-    /// how many it has.
+    /// Has the guest plug or unplug until it has `mib` MiB in all, as far as it can, but never
+    /// fewer than at the boot; returns how many it has. It is waited for only to plug.
     ///
     /// # Errors
     /// A sentence for the log.

@@ -19,62 +19,86 @@ pub struct Demand {
     quota: Option<u64>,
     period: Option<u64>,
     shares: Option<u64>,
+    /// Whether the quota was lifted. It still counts, and so does the memory limit when it is
+    /// lifted: who may use more than before is not to find less.
+    lifted: bool,
 }
 
 impl Demand {
     /// With what `resources` name; 0 and negative values lift a limit.
     #[must_use]
     pub fn changed_by(self, resources: &Resources) -> Self {
-        let limit = |given: Option<i64>, now| match given {
-            Some(limit) => u64::try_from(limit).ok().filter(|limit| *limit > 0),
-            None => now,
-        };
+        let limit = |given: Option<i64>| u64::try_from(given?).ok().filter(|limit| *limit > 0);
         let (quota, period, shares) = resources.named_cpu();
         let positive = |number: Option<u64>| number.filter(|number| *number > 0);
         Self {
-            memory: limit(resources.named_memory_limit(), self.memory),
-            quota: limit(quota, self.quota),
+            memory: limit(resources.named_memory_limit()).or(self.memory),
+            quota: limit(quota).or(self.quota),
             period: positive(period).or(self.period),
             shares: positive(shares).or(self.shares),
+            lifted: quota.map_or(self.lifted, |quota| quota <= 0),
         }
     }
 
     /// CPU time within a [`CPU_PERIOD`]: the quota, or else what the shares stand for.
     fn cpu(&self) -> Option<u64> {
         let of = |amount: u64, whole: u64| amount.saturating_mul(CPU_PERIOD).div_ceil(whole);
-        match (self.quota, self.shares) {
-            (Some(quota), _) => Some(of(quota, self.period.unwrap_or(CPU_PERIOD))),
-            (None, shares) => shares
-                .filter(|shares| *shares > LEAST_SHARES)
-                .map(|shares| of(shares, SHARES_PER_CPU)),
+        let period = self.period.unwrap_or(CPU_PERIOD);
+        let quota = self.quota.map(|quota| of(quota, period));
+        let shares = self.shares.filter(|shares| *shares > LEAST_SHARES);
+        let shares = shares.map(|shares| of(shares, SHARES_PER_CPU));
+        if self.lifted {
+            quota.max(shares)
+        } else {
+            quota.or(shares)
         }
     }
 }
 
-/// The demands of all containers.
+/// What became of a container, or of a change of what it may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settled {
+    /// The guest has applied the limits.
+    Applied,
+    /// It has not.
+    Refused,
+    /// There is no such container any more.
+    Gone,
+}
+
+/// The demands of all containers: what each may use, and what it is about to. Until a change
+/// is settled the greater counts.
 #[derive(Clone, Debug, Default)]
-pub struct Demands(HashMap<String, Demand>);
+pub struct Demands(HashMap<String, (Demand, Demand)>);
 
 impl Demands {
-    /// What a container may use.
-    pub fn get(&self, container: &str) -> Option<Demand> {
-        self.0.get(container).copied()
+    /// Notes that a container is about to have `resources`, as far as they are named.
+    pub fn change(&mut self, container: String, resources: &Resources) {
+        let (now, next) = self.0.entry(container).or_default();
+        *next = now.changed_by(resources);
     }
 
-    /// Notes what a container may use; nothing any more if `None`.
-    pub fn set(&mut self, container: String, demand: Option<Demand>) {
-        match demand {
-            Some(demand) => self.0.insert(container, demand),
-            None => self.0.remove(&container),
-        };
+    /// Notes what became of it.
+    pub fn settle(&mut self, container: &str, settled: Settled) {
+        if settled == Settled::Gone {
+            self.0.remove(container);
+        } else if let Some((now, next)) = self.0.get_mut(container) {
+            match settled {
+                Settled::Applied => *now = *next,
+                _ => *next = *now,
+            }
+        }
     }
 
     /// The limits of the sandbox: those it was booted for, or what its containers may use
     /// together where that is more.
     pub fn limits(&self, boot: Limits) -> Limits {
-        let memory = self.0.values().filter_map(|demand| demand.memory);
+        let both = self.0.values();
+        let memory = both
+            .clone()
+            .filter_map(|(now, next)| now.memory.max(next.memory));
         let memory = memory.reduce(u64::saturating_add);
-        let cpu = self.0.values().filter_map(Demand::cpu);
+        let cpu = both.filter_map(|(now, next)| now.cpu().max(next.cpu()));
         let cpu = cpu.reduce(u64::saturating_add);
         let boot_cpu = boot.cpu.map(|(quota, period)| {
             let demand = Demand {
@@ -104,8 +128,8 @@ mod tests {
     fn all(containers: &[Value]) -> Demands {
         let mut demands = Demands::default();
         for (number, resources) in containers.iter().enumerate() {
-            let demand = demand(Demand::default(), resources.clone());
-            demands.set(number.to_string(), Some(demand));
+            let resources = serde_json::from_value(resources.clone()).unwrap();
+            demands.change(number.to_string(), &resources);
         }
         demands
     }
@@ -121,7 +145,12 @@ mod tests {
             full,
             json!({ "memory": { "limit": -1 }, "cpu": { "quota": -1 } }),
         );
-        assert_eq!((lifted.memory, lifted.cpu()), (None, Some(200_000)));
+        // What it had is its still, or what its shares stand for where that is more.
+        assert_eq!((lifted.memory, lifted.cpu()), (Some(1000), Some(200_000)));
+        let fewer = demand(lifted, json!({ "cpu": { "quota": -1, "shares": 1024 } }));
+        assert_eq!(fewer.cpu(), Some(150_000));
+        let limited = demand(fewer, json!({ "cpu": { "quota": 20 } }));
+        assert_eq!(limited.cpu(), Some(10_000));
         let slower = demand(full, json!({ "cpu": { "period": 400 } }));
         assert_eq!((slower.memory, slower.cpu()), (Some(1000), Some(75_000)));
     }
@@ -167,8 +196,28 @@ mod tests {
     #[test]
     fn a_container_that_is_gone_asks_for_nothing() {
         let mut demands = all(&[json!({ "memory": { "limit": 512 } })]);
-        assert!(demands.get("0").is_some());
-        demands.set("0".into(), None);
+        assert_eq!(demands.limits(Limits::default()).memory, Some(512));
+        demands.settle("0", Settled::Gone);
         assert_eq!(demands.limits(Limits::default()), Limits::default());
+    }
+
+    #[test]
+    fn a_change_counts_at_once_where_it_is_more_and_when_it_is_settled_where_it_is_less() {
+        let mut demands = all(&[json!({ "memory": { "limit": 512 } })]);
+        demands.settle("0", Settled::Applied);
+        for (limit, settled, before, after) in [
+            (100, Settled::Refused, 512, 512),
+            (600, Settled::Refused, 600, 512),
+            (600, Settled::Applied, 600, 600),
+            (100, Settled::Applied, 600, 100),
+        ] {
+            let memory = |demands: &Demands| demands.limits(Limits::default()).memory;
+            let resources = json!({ "memory": { "limit": limit } });
+            demands.change("0".into(), &serde_json::from_value(resources).unwrap());
+            assert_eq!(memory(&demands), Some(before), "{limit} asked for");
+            demands.settle("0", settled);
+            assert_eq!(memory(&demands), Some(after), "{limit} {settled:?}");
+        }
+        demands.settle("1", Settled::Refused);
     }
 }

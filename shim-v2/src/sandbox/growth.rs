@@ -1,9 +1,10 @@
 //! Growth: the VM is made larger when its containers may use more, together, than it was
-//! booted for.
+//! booted for, and smaller again, down to that, when they may use less.
 //!
 //! A task owns what the containers ask for and how large the VM is, so that two who ask at
 //! once do so one after the other, without a lock. A growth that cannot be had is a warning
-//! and the container runs with what there is.
+//! and the container runs with what there is. Shrinking keeps nobody waiting: it begins once
+//! the guest has the lower limits, and the guest gives back what it can when it can.
 
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::agent::{Agent, AgentError};
 use super::control::{Control, ControlError};
-use super::demand::{Demand, Demands};
+use super::demand::{Demands, Settled};
 use super::pod_cgroup::{self, Place};
 use super::size::{self, Ceiling, Host, Size};
 use crate::config::Config;
@@ -47,7 +48,7 @@ impl Sizing {
     }
 }
 
-/// Why the VM did not grow.
+/// Why the VM kept its size.
 #[derive(Debug, Error)]
 enum GrowthError {
     #[error(transparent)]
@@ -60,14 +61,14 @@ enum GrowthError {
 pub struct Growth(mpsc::Sender<Message>);
 
 enum Message {
-    /// Make room for a container and answer what it asked for before.
-    Fit(String, Resources, oneshot::Sender<Option<Demand>>),
-    /// A container asks for this, and the VM keeps its size.
-    Set(String, Option<Demand>),
+    /// Make room for a container.
+    Fit(String, Resources, oneshot::Sender<()>),
+    /// Give back what is not needed any more.
+    Settle(String, Settled),
 }
 
 impl Growth {
-    /// Starts the task for a VM that has `now` and can have up to `ceiling`.
+    /// Starts the task for a VM that was booted with `now` and can have up to `ceiling`.
     pub fn start(
         sizing: Sizing,
         now: Size,
@@ -79,7 +80,9 @@ impl Growth {
         let fitted = (Demands::default().limits(sizing.workload), sizing.pod());
         let task = Task {
             sizing,
-            now,
+            boot: now,
+            asked: now,
+            boot_kib: None,
             ceiling,
             fitted,
             demands: Demands::default(),
@@ -91,27 +94,32 @@ impl Growth {
     }
 
     /// Makes room for a container that is to have `resources`, as far as they are named.
-    /// Returns when the guest has it, with what the container asked for before.
-    pub async fn fit(&self, container: &str, resources: Resources) -> Option<Demand> {
+    /// Returns when the guest has it.
+    pub async fn fit(&self, container: &str, resources: Resources) {
         let (done, answer) = oneshot::channel();
         let message = Message::Fit(container.to_owned(), resources, done);
         // The task ends with the last handle, so it is there.
         drop(self.0.send(message).await);
-        answer.await.ok().flatten()
+        answer.await.ok();
     }
 
-    /// Takes back what a container asked for; `None` if it is gone.
-    pub async fn set(&self, container: &str, demand: Option<Demand>) {
-        let message = Message::Set(container.to_owned(), demand);
+    /// Tells what became of a container that room was made for. What is not needed any more
+    /// is given back, without waiting for it.
+    pub async fn settle(&self, container: &str, settled: Settled) {
+        let message = Message::Settle(container.to_owned(), settled);
         drop(self.0.send(message).await);
     }
 }
 
 struct Task {
     sizing: Sizing,
-    now: Size,
+    boot: Size,
+    /// What the VM was last asked to have. What it has the VMM and the guest know.
+    asked: Size,
+    /// The guest's MemTotal with nothing plugged, in KiB.
+    boot_kib: Option<u64>,
     ceiling: Ceiling,
-    /// The limits, the pod's among them, that `now` answers.
+    /// The limits, the pod's among them, that `asked` answers.
     fitted: (Limits, Limits),
     demands: Demands,
     control: Control,
@@ -123,19 +131,20 @@ impl Task {
         while let Some(message) = queue.recv().await {
             match message {
                 Message::Fit(container, resources, done) => {
-                    let before = self.demands.get(&container);
-                    let demand = before.unwrap_or_default().changed_by(&resources);
-                    self.demands.set(container, Some(demand));
+                    self.demands.change(container, &resources);
                     self.fit().await;
                     // Whoever asked may have given up.
-                    done.send(before).ok();
+                    done.send(()).ok();
                 }
-                Message::Set(container, demand) => self.demands.set(container, demand),
+                Message::Settle(container, settled) => {
+                    self.demands.settle(&container, settled);
+                    self.fit().await;
+                }
             }
         }
     }
 
-    /// Grows the VM to what the containers may use now.
+    /// Makes the VM as large as what the containers may use now.
     async fn fit(&mut self) {
         let limits = (self.demands.limits(self.sizing.workload), self.sizing.pod());
         if limits == self.fitted {
@@ -143,61 +152,58 @@ impl Task {
         }
         self.fitted = limits;
         let wanted = self.ceiling.clamp(self.sizing.size(limits.0, limits.1));
-        if wanted.vcpus > self.now.vcpus {
-            let grown = self.add_vcpus(wanted.vcpus).await;
-            self.report("vCPUs", wanted.vcpus, grown, |now| &mut now.vcpus);
+        let vcpus = wanted.vcpus.max(self.boot.vcpus);
+        if vcpus != self.asked.vcpus {
+            let there = self.resize_vcpus(vcpus).await;
+            report("vCPUs", self.asked.vcpus, vcpus, there);
+            self.asked.vcpus = vcpus;
         }
-        if wanted.memory_mib > self.now.memory_mib {
-            let grown = self.add_memory(wanted.memory_mib).await;
-            self.report("MiB of RAM", wanted.memory_mib, grown, |now| {
-                &mut now.memory_mib
-            });
+        let mib = wanted.memory_mib.max(self.boot.memory_mib);
+        if mib != self.asked.memory_mib {
+            let there = self.resize_memory(mib).await;
+            report("MiB of RAM", self.asked.memory_mib, mib, there);
+            self.asked.memory_mib = mib;
         }
     }
 
-    async fn add_vcpus(&self, wanted: u32) -> Result<u32, GrowthError> {
+    /// The VMM keeps those that the guest takes offline; they cost next to nothing.
+    async fn resize_vcpus(&self, wanted: u32) -> Result<u32, GrowthError> {
         let there = self.control.grow_vcpus(wanted).await?;
-        let online = self.agent.use_size(there, 0).await?.cpus;
-        Ok(online.min(there))
+        Ok(self.agent.use_size(there.min(wanted), 0).await?.cpus)
     }
 
-    /// The VMM tells what was plugged, the guest's MemTotal that it can be used.
-    async fn add_memory(&self, wanted: u32) -> Result<u32, GrowthError> {
-        let kib = |mib: u32| u64::from(mib) * 1024;
-        let before = self.agent.use_size(0, 0).await?.memory_kib;
+    /// The VMM tells what is plugged, the guest's MemTotal that it can be used.
+    async fn resize_memory(&mut self, wanted: u32) -> Result<u32, GrowthError> {
+        let boot_kib = match self.boot_kib {
+            Some(kib) => kib,
+            // Nothing was plugged yet.
+            None => self.agent.use_size(0, 0).await?.memory_kib,
+        };
+        self.boot_kib = Some(boot_kib);
         let there = self.control.resize_memory(wanted).await?;
-        let more = kib(there.saturating_sub(self.now.memory_mib));
-        let usable = self.agent.use_size(0, before.saturating_add(more)).await?;
-        let missing = more.saturating_sub(usable.memory_kib.saturating_sub(before));
-        if missing > 0 {
+        // It may have more, which it is about to give back.
+        let more = there.min(wanted).saturating_sub(self.boot.memory_mib);
+        let total = boot_kib.saturating_add(u64::from(more) * 1024);
+        let usable = self.agent.use_size(0, total).await?.memory_kib;
+        if usable < total {
+            let missing = total - usable;
             log::warn!("growth: {missing} KiB of RAM are plugged, but not in use yet");
         }
         Ok(there)
     }
+}
 
-    /// Notes and logs what became of a growth.
-    fn report(
-        &mut self,
-        what: &str,
-        wanted: u32,
-        grown: Result<u32, GrowthError>,
-        field: fn(&mut Size) -> &mut u32,
-    ) {
-        let now = field(&mut self.now);
-        match grown {
-            Ok(there) => {
-                // Memory comes in blocks of 2 MiB.
-                if there.saturating_add(1) < wanted {
-                    log::warn!("growth: {wanted} {what} asked for, the guest took {there}");
-                } else {
-                    log::info!("growth: {there} {what}, {now} before");
-                }
-                *now = there;
-            }
-            Err(error) => {
-                let error = chain(&error);
-                log::warn!("growth: still {now} {what}, {wanted} asked for: {error}");
-            }
+/// Logs what the VM was asked to have, and what it has.
+fn report(what: &str, before: u32, wanted: u32, there: Result<u32, GrowthError>) {
+    match there {
+        // Memory comes in blocks of 2 MiB.
+        Ok(there) if there.saturating_add(1) < wanted => {
+            log::warn!("growth: {wanted} {what} asked for, the guest took {there}");
+        }
+        Ok(there) => log::info!("growth: {wanted} {what} after {before}, {there} there now"),
+        Err(error) => {
+            let error = chain(&error);
+            log::warn!("growth: {wanted} {what} asked for after {before}: {error}");
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::hooks::{self, HostHooks};
 use crate::ids;
 use crate::sandbox::Sandbox;
 use crate::sandbox::boot::boot;
+use crate::sandbox::demand::Settled;
 use crate::sandbox::oom_score;
 use crate::sandbox::state_file::StateFile;
 use crate::shim::Shim;
@@ -78,6 +79,7 @@ pub async fn create(
         let resources = plan.spec.resources().clone();
         sandbox.growth.fit(&id, resources).await;
         let init = set_up(&sandbox, plan, &mut shared).await?;
+        sandbox.growth.settle(&id, Settled::Applied).await;
         Ok::<_, Error>((pid, init))
     };
     let (pid, init) = match made.await {
@@ -270,11 +272,11 @@ async fn undo(shim: &Shim, sandbox: &Arc<Sandbox>, booted: bool, shared: Shared,
         hooks::poststop(&sandbox.file, &id).await;
         return sandbox.stop().await;
     }
-    sandbox.growth.set(&id, None).await;
     // The guest may know the container or not: whatever it has of it must go.
     if let Err(error) = sandbox.agent.delete(&id, "").await {
         log::debug!("container {id}: {error}");
     }
+    sandbox.growth.settle(&id, Settled::Gone).await;
     hooks::poststop(&sandbox.file, &id).await;
     super::delete::release_files(sandbox, shared, id).await;
 }

@@ -13,6 +13,7 @@ use crate::container::rootfs::Shared;
 use crate::container::supervise::publish_exit;
 use crate::error::{Error, chain};
 use crate::hooks;
+use crate::sandbox::demand::Settled;
 use crate::sandbox::{Sandbox, SlotError};
 use crate::shim::Shim;
 
@@ -99,7 +100,7 @@ async fn delete_container(sandbox: Arc<Sandbox>, container: &Container, last: bo
         log::error!("container {}: state.json: {error}", container.id);
     }
     forget_in_guest(&sandbox, container, "").await;
-    sandbox.growth.set(&container.id, None).await;
+    sandbox.growth.settle(&container.id, Settled::Gone).await;
     hooks::poststop(&sandbox.file, &container.id).await;
     release_files(&sandbox, container.shared.clone(), container.id.clone()).await;
 }

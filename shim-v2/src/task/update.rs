@@ -1,5 +1,5 @@
 //! Update: new limits for a container. They are the guest's to apply; where they are more
-//! than the machine has, it grows first.
+//! than the machine has, it grows first, and where they are less it may shrink afterwards.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use crate::container::oci::Resources;
 use crate::container::process::State;
 use crate::error::Error;
 use crate::sandbox::SlotError;
+use crate::sandbox::demand::Settled;
 use crate::shim::Shim;
 
 /// How the type of the resources ends; before it stands a version of the OCI spec.
@@ -28,11 +29,14 @@ pub async fn update(shim: Arc<Shim>, request: UpdateTaskRequest) -> Result<Empty
     let growth = &sandbox.growth;
     // What is no number here is no limit; the guest refuses it by its name.
     let named: Resources = serde_json::from_slice(&resources).unwrap_or_default();
-    let before = growth.fit(&request.id, named).await;
-    if let Err(error) = sandbox.agent.update(&request.id, resources).await {
-        growth.set(&request.id, before).await;
-        return Err(error.into());
-    }
+    growth.fit(&request.id, named).await;
+    let updated = sandbox.agent.update(&request.id, resources).await;
+    let settled = match updated {
+        Ok(()) => Settled::Applied,
+        Err(_) => Settled::Refused,
+    };
+    growth.settle(&request.id, settled).await;
+    updated?;
     Ok(Empty::default())
 }
 

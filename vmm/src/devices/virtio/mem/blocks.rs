@@ -5,6 +5,9 @@ use std::ops::Range;
 use super::request::{Request, Response, State};
 use super::{BLOCK_SIZE, SECTION_SIZE};
 
+/// Where `requested_size` ends in the configuration space, and this with it.
+pub const CONFIG_LEN: usize = 56;
+
 /// The region's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blocks {
@@ -50,6 +53,11 @@ impl Blocks {
     /// Bytes plugged.
     pub fn plugged(&self) -> u64 {
         self.count * BLOCK_SIZE
+    }
+
+    /// Bytes the guest should have.
+    pub fn requested(&self) -> u64 {
+        self.requested
     }
 
     /// Length of the region in bytes.
@@ -139,7 +147,7 @@ impl Blocks {
     }
 
     /// The configuration space (5.15.4): block size, node (none), address, sizes.
-    pub fn config(&self) -> [u8; 56] {
+    pub fn config(&self) -> [u8; CONFIG_LEN] {
         let fields = [
             BLOCK_SIZE,
             0,
@@ -149,7 +157,7 @@ impl Blocks {
             self.plugged(),
             self.requested,
         ];
-        let mut space = [0; 56];
+        let mut space = [0; CONFIG_LEN];
         for (to, field) in space.chunks_exact_mut(8).zip(fields) {
             to.copy_from_slice(&field.to_le_bytes());
         }

@@ -9,7 +9,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_MEM;
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestAddress;
 
-use super::blocks::Blocks;
+use super::blocks::{Blocks, CONFIG_LEN};
 use super::request::{Request, Response};
 use super::{BLOCK_SIZE, SECTION_SIZE};
 use crate::devices::virtio::interrupt::Interrupt;
@@ -49,13 +49,16 @@ pub enum ResizeError {
 /// What device, worker and control share.
 struct Shared {
     state: Mutex<State>,
-    /// Signalled when a request of the driver's changed something.
+    /// Signalled when the driver has changed something, or seen what it is to change.
     changed: Condvar,
 }
 
 struct State {
     blocks: Blocks,
     generation: u32,
+    /// Whether the driver has read what is requested now. Linux reads it between two of its
+    /// rounds: what it unplugs from then on leaves it as much as that.
+    seen: bool,
     hotplug: Box<dyn Opener>,
     /// There while the device is active.
     interrupt: Option<Interrupt>,
@@ -97,6 +100,7 @@ impl Mem {
         let state = State {
             blocks: Blocks::new(base, size),
             generation: 0,
+            seen: false,
             hotplug,
             interrupt: None,
         };
@@ -141,7 +145,12 @@ impl VirtioDevice for Mem {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        copy_config(&self.shared.lock().blocks.config(), offset, data);
+        let mut state = self.shared.lock();
+        copy_config(&state.blocks.config(), offset, data);
+        if offset.saturating_add(data.len() as u64) >= CONFIG_LEN as u64 {
+            state.seen = true;
+            self.shared.changed.notify_all();
+        }
     }
 
     fn config_generation(&self) -> u32 {
@@ -212,8 +221,10 @@ pub struct MemControl {
 }
 
 impl MemControl {
-    /// Asks the guest to plug or unplug until it has `bytes`, rounded down to whole blocks,
-    /// and waits until it has or gets no nearer. Returns how many bytes are plugged.
+    /// Asks the guest to plug or unplug until it has `bytes`, rounded down to whole blocks.
+    /// Where that is more than it was asked to have before, waits until it has them, or gets
+    /// no nearer; it unplugs in its own time, and what it can. Returns how many bytes are
+    /// plugged.
     pub fn resize(&self, bytes: u64) -> Result<u64, ResizeError> {
         self.resize_within(bytes, DEADLINE, STALL)
     }
@@ -236,21 +247,29 @@ impl MemControl {
         let usable = state.blocks.usable_for(bytes);
         // Before the driver is told that it may plug there.
         state.hotplug.open(usable)?;
+        let shrinks = bytes < state.blocks.requested();
         state.blocks.request(bytes);
         state.generation = state.generation.wrapping_add(1);
+        state.seen = false;
         let Some(interrupt) = state.interrupt.clone() else {
             // No driver yet: it reads what is requested when it comes.
             return Ok(state.blocks.plugged());
         };
         interrupt.signal_config();
+        if shrinks {
+            return Ok(state.blocks.plugged());
+        }
         let end = Instant::now() + deadline;
-        while state.blocks.plugged() != bytes {
-            let before = state.blocks.plugged();
+        // What is plugged may just be on its way out, by an earlier and smaller request.
+        while !state.seen || state.blocks.plugged() < bytes {
+            let before = (state.seen, state.blocks.plugged());
             let left = end.saturating_duration_since(Instant::now()).min(stall);
             let wait = self
                 .shared
                 .changed
-                .wait_timeout_while(state, left, |state| state.blocks.plugged() == before);
+                .wait_timeout_while(state, left, |state| {
+                    (state.seen, state.blocks.plugged()) == before
+                });
             let (now, timed_out) = wait.unwrap_or_else(PoisonError::into_inner);
             state = now;
             if timed_out.timed_out() {

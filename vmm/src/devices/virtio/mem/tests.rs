@@ -224,13 +224,55 @@ fn a_resize_waits_for_the_guest() {
     assert_eq!(control.resize(4 * MIB).unwrap(), 0, "no driver to wait for");
     assert!(control.resize(REGION + BLOCK_SIZE).is_err());
     let pumps = vec![guest.pump()];
-    let _device = activated(device, &mem, pumps, &mut event_loop);
-    let waiting = std::thread::spawn(move || control.resize_within(5 * MIB, LONG, LONG).unwrap());
+    let device = activated(device, &mem, pumps, &mut event_loop);
+    let grow = control.clone();
+    let waiting = std::thread::spawn(move || grow.resize_within(5 * MIB, LONG, LONG).unwrap());
     for block in 0..2 {
         std::thread::sleep(Duration::from_millis(20));
         assert!(!waiting.is_finished());
         let request = wire(0, BASE + block * BLOCK_SIZE, 1);
         ask(&mut guest, &mut event_loop, &request).unwrap();
     }
+    read_requested(&device);
     assert_eq!(waiting.join().unwrap(), 4 * MIB);
+}
+
+/// Reads the configuration's last field as Linux does, in halves; returns the lower.
+fn read_requested(device: &Mem) -> u32 {
+    let [low, _high] = [48, 52].map(|offset| {
+        let mut half = [0; 4];
+        device.read_config(offset, &mut half);
+        u32::from_le_bytes(half)
+    });
+    low
+}
+
+#[test]
+fn a_smaller_size_is_not_waited_for_and_a_larger_one_until_no_block_leaves_any_more() {
+    let mem = ram();
+    let mut guest = GuestQueue::new(&mem, 0x10_0000, 8);
+    let mut event_loop = EventLoop::new().unwrap();
+    let (device, _opened) = device(&event_loop);
+    let control = device.control();
+    let pumps = vec![guest.pump()];
+    let device = activated(device, &mem, pumps, &mut event_loop);
+    let none = Duration::ZERO;
+    assert_eq!(control.resize_within(8 * MIB, none, none).unwrap(), 0);
+    ask(&mut guest, &mut event_loop, &wire(0, BASE, 4)).unwrap();
+    read_requested(&device);
+    // Nobody answers, and the deadline of the test is not reached.
+    assert_eq!(control.resize(2 * MIB).unwrap(), 8 * MIB);
+    assert_eq!(read_requested(&device), 2 << 20);
+    // The driver is about to unplug what it was told to: there is enough, but not to stay.
+    let grow = control.clone();
+    let waiting = std::thread::spawn(move || grow.resize(6 * MIB).unwrap());
+    while device.config_generation() < 3 {
+        std::thread::yield_now();
+    }
+    ask(&mut guest, &mut event_loop, &wire(1, BASE, 3)).unwrap();
+    assert_eq!(read_requested(&device), 6 << 20);
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!waiting.is_finished());
+    ask(&mut guest, &mut event_loop, &wire(0, BASE, 2)).unwrap();
+    assert_eq!(waiting.join().unwrap(), 6 * MIB);
 }
