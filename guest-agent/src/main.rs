@@ -12,6 +12,7 @@ mod cmdline;
 mod console;
 mod container;
 mod error;
+mod forward;
 mod growth;
 mod init;
 mod network;
@@ -76,6 +77,7 @@ async fn serve(init_us: u64, host_clock: Option<HostClock>) -> Result<Infallible
     let reaper: Arc<Reaper> = Arc::clone(&workshop.reaper);
 
     server::serve_streams(Arc::clone(&workshop.streams))?;
+    server::serve_forwards()?;
     let calls = server::serve_calls(Service::new(workshop)).await?;
     match init::kernel_parameter(NONCE_KEY)? {
         Some(nonce) => bell::ring(&nonce, init_us).await?,

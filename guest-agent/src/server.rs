@@ -1,10 +1,11 @@
-//! The two doors of the agent: calls and streams. Both open to the host alone.
+//! The doors of the agent: calls, streams and forwarded connections. All open to the host alone.
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use agent_protocol::agent_ttrpc::create_agent;
+use agent_protocol::forward::FORWARD_PORT;
 use agent_protocol::{RPC_PORT, STREAM_PORT};
 use futures_util::stream::unfold;
 use thiserror::Error;
@@ -14,6 +15,7 @@ use tokio_vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockAddr, VsockListener, Vso
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
+use crate::forward;
 use crate::service::Service;
 use crate::stdio::Streams;
 
@@ -52,11 +54,32 @@ pub async fn serve_calls(service: Service) -> Result<Server, ServeError> {
 
 /// Starts to join streams with the processes they belong to.
 pub fn serve_streams(streams: Arc<Streams>) -> Result<(), ServeError> {
-    let listener = bind(STREAM_PORT)?;
+    serve_each(STREAM_PORT, move |stream| {
+        admit(stream, Arc::clone(&streams))
+    })
+}
+
+/// Starts to carry on what is dialled on the pod's loopback of the host.
+pub fn serve_forwards() -> Result<(), ServeError> {
+    serve_each(FORWARD_PORT, |stream| async {
+        // The host notices the end of its stream.
+        forward::serve(stream).await.ok();
+    })
+}
+
+/// Gives each connection to a port a task of its own.
+fn serve_each<F>(
+    port: u32,
+    serve: impl Fn(VsockStream) -> F + Send + 'static,
+) -> Result<(), ServeError>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = bind(port)?;
     tokio::spawn(async move {
         loop {
             match accept(&listener).await {
-                Ok(stream) => drop(tokio::spawn(admit(stream, Arc::clone(&streams)))),
+                Ok(stream) => drop(tokio::spawn(serve(stream))),
                 Err(error) => crate::console::warn(format_args!("accepting a stream: {error}")),
             }
         }

@@ -306,3 +306,124 @@ pub fn make_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let made = unsafe { libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
     Errno::result(made).map(drop).map_err(io::Error::from)
 }
+
+/// A BPF map of listening sockets, in this order (`BPF_MAP_TYPE_SOCKMAP`, see bpf(2)). It
+/// holds none of them open.
+///
+/// # Errors
+/// `EPERM` without the right to use bpf(2), `ENOSYS` or `EINVAL` on a kernel without it or
+/// such maps.
+pub fn socket_map(sockets: &[BorrowedFd]) -> io::Result<OwnedFd> {
+    const BPF_MAP_CREATE: c_int = 0;
+    const BPF_MAP_UPDATE_ELEM: c_int = 2;
+    const BPF_MAP_TYPE_SOCKMAP: u32 = 15;
+    #[repr(C)]
+    struct Create {
+        map_type: u32,
+        key_size: u32,
+        value_size: u32,
+        max_entries: u32,
+    }
+    #[repr(C)]
+    struct Update {
+        map_fd: u32,
+        padding: u32,
+        key: u64,
+        value: u64,
+        flags: u64,
+    }
+    let create = Create {
+        map_type: BPF_MAP_TYPE_SOCKMAP,
+        key_size: size_of::<u32>() as u32,
+        value_size: size_of::<u32>() as u32,
+        max_entries: sockets.len() as u32,
+    };
+    // SAFETY: `Create` is the beginning of a bpf_attr and holds no pointers.
+    let map = owned(unsafe { bpf(BPF_MAP_CREATE, &create) })?;
+    for (key, socket) in (0_u32..).zip(sockets) {
+        let value = socket.as_raw_fd();
+        let update = Update {
+            map_fd: map.as_raw_fd() as u32,
+            padding: 0,
+            key: &raw const key as u64,
+            value: &raw const value as u64,
+            flags: 0,
+        };
+        // SAFETY: as above; key and value have the sizes of the map's and outlive the call.
+        let updated = unsafe { bpf(BPF_MAP_UPDATE_ELEM, &update) };
+        Errno::result(updated)?;
+    }
+    Ok(map)
+}
+
+/// Has the BPF program `instructions`, of type `BPF_PROG_TYPE_SK_LOOKUP`, choose the
+/// listening socket of connections that arrive in a network namespace. It does so until the
+/// returned descriptor is closed, or the namespace ends.
+///
+/// # Errors
+/// `EPERM` without the right to; `EINVAL` on a kernel before 5.9, or for a program that its
+/// verifier does not accept; `E2BIG` where the namespace has 64 of them.
+pub fn attach_socket_lookup(netns: BorrowedFd, instructions: &[u64]) -> io::Result<OwnedFd> {
+    const BPF_PROG_LOAD: c_int = 5;
+    const BPF_LINK_CREATE: c_int = 28;
+    const BPF_PROG_TYPE_SK_LOOKUP: u32 = 30;
+    const BPF_SK_LOOKUP: u32 = 36;
+    /// What `BPF_PROG_LOAD` reads, up to the last that is used.
+    #[repr(C)]
+    struct Load {
+        prog_type: u32,
+        insn_cnt: u32,
+        insns: u64,
+        license: u64,
+        log_level: u32,
+        log_size: u32,
+        log_buf: u64,
+        kern_version: u32,
+        prog_flags: u32,
+        prog_name: [u8; 16],
+        prog_ifindex: u32,
+        expected_attach_type: u32,
+    }
+    #[repr(C)]
+    struct Link {
+        prog_fd: u32,
+        target_fd: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let load = Load {
+        prog_type: BPF_PROG_TYPE_SK_LOOKUP,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
+        license: c"Apache-2.0".as_ptr() as u64,
+        log_level: 0,
+        log_size: 0,
+        log_buf: 0,
+        kern_version: 0,
+        prog_flags: 0,
+        prog_name: *b"husk_loopback\0\0\0",
+        prog_ifindex: 0,
+        expected_attach_type: BPF_SK_LOOKUP,
+    };
+    // SAFETY: `Load` is the beginning of a bpf_attr; what it points to outlives the call.
+    let program = owned(unsafe { bpf(BPF_PROG_LOAD, &load) })?;
+    let link = Link {
+        prog_fd: program.as_raw_fd() as u32,
+        target_fd: netns.as_raw_fd() as u32,
+        attach_type: BPF_SK_LOOKUP,
+        flags: 0,
+    };
+    // SAFETY: as above; `Link` holds no pointers.
+    owned(unsafe { bpf(BPF_LINK_CREATE, &link) })
+}
+
+/// bpf(2), whose descriptors end with exec.
+///
+/// # Safety
+/// `attributes` is the beginning of the `union bpf_attr` that `command` reads, and its
+/// pointers are valid; the kernel takes the rest as zero.
+unsafe fn bpf<T>(command: c_int, attributes: &T) -> libc::c_long {
+    let attributes: *const T = attributes;
+    // SAFETY: pointer and size are those of `attributes`; the rest is the caller's promise.
+    unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) }
+}

@@ -16,6 +16,10 @@
 //! 4. For each stdio descriptor the shim connects to [`STREAM_PORT`], writes the
 //!    stream's token (8 bytes, little endian) and from then on raw bytes flow, with
 //!    half-close both ways. Tokens are chosen by the shim, random, never zero.
+//! 5. For each connection made to the pod's loopback on the host it connects to
+//!    [`forward::FORWARD_PORT`], see there.
+
+pub mod forward;
 
 include!(concat!(env!("OUT_DIR"), "/generated.rs"));
 

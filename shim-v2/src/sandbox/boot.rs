@@ -27,7 +27,7 @@ use super::cleanup::CleanupError;
 use super::control::Control;
 use super::growth::{Growth, Sizing};
 use super::network::scan::Scan;
-use super::network::{self, Network, NetworkError, Nic};
+use super::network::{self, Network, NetworkError, Nic, forward};
 use super::oom_score;
 use super::pod_cgroup::{self, Place};
 use super::size::{Ceiling, Host, Size};
@@ -177,7 +177,11 @@ pub async fn boot(
     let pid = vmm.pid().unsigned_abs();
     let ran = async { Ok(hooks.create(&file, pid).await?) };
     unless_over(ran, vmm.gone(), cancelled.clone()).await?;
-    let Network { nics, scan } = connect_network(file.clone(), pid, netns_path).await?;
+    let Network {
+        nics,
+        scan,
+        loopback,
+    } = connect_network(file.clone(), pid, netns_path).await?;
     let nonce = nonce().map_err(host("read random bytes"))?;
     let document = VmConfig {
         net: nics.iter().enumerate().map(net_config).collect(),
@@ -200,6 +204,10 @@ pub async fn boot(
     fs::remove_file(vsock.path(&bell_name())).map_err(host("close the bell"))?;
     let agent = Agent::connect(&vsock, vmm.gone()).await?;
     configure_network(&agent, &scan).await?;
+    if let Some(loopback) = loopback {
+        let started = forward::start(loopback, vsock.clone(), vmm.gone());
+        started.map_err(host("serve the pod's loopback"))?;
+    }
     let growth = Growth::start(sizing, size, ceiling, control.clone(), agent.clone());
     Ok(Sandbox {
         file,

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -18,14 +19,15 @@ const MAX_ANSWER_LEN: usize = 16;
 
 /// The jail's directory, through which sockets in it are reached: its own path may
 /// be longer than the 108 bytes of a socket address.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Vsock {
-    jail: OwnedFd,
+    jail: Arc<OwnedFd>,
 }
 
 impl Vsock {
     /// Takes an open descriptor of the jail's directory.
     pub fn new(jail: OwnedFd) -> Self {
+        let jail = Arc::new(jail);
         Self { jail }
     }
 

@@ -11,9 +11,14 @@
 //! the guest as they were found ([`mirror`]). In the namespace nothing else is touched: a CNI
 //! plugin finds there what it left.
 //!
+//! What the host dials on the namespace's loopback (`kubectl port-forward`) reaches servers in
+//! the guest ([`loopback`], [`forward`]).
+//!
 //! A tap ends with its last descriptor. What was added to a link is recorded before, and
 //! removed by clean-up.
 
+pub mod forward;
+pub mod loopback;
 pub mod mirror;
 pub mod netlink;
 pub mod redirect;
@@ -31,6 +36,7 @@ use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use self::loopback::Loopback;
 use self::netlink::{Netlink, NetlinkError};
 use self::redirect::Redirect;
 use self::scan::Scan;
@@ -116,6 +122,9 @@ pub struct Network {
     pub nics: Vec<Nic>,
     /// What is to be set in the guest.
     pub scan: Scan,
+    /// What the host dials on the namespace's loopback; `None` where the kernel cannot have
+    /// it taken over.
+    pub loopback: Option<Loopback>,
 }
 
 /// What was added to links of a namespace, for clean-up.
@@ -167,8 +176,23 @@ pub fn connect(file: &StateFile, own: &Path, name: Option<&Path>) -> Result<Netw
                 mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
             });
         }
-        Ok(Network { nics, scan })
+        let loopback = take_over_loopback(netlink, name.is_none());
+        Ok(Network {
+            nics,
+            scan,
+            loopback,
+        })
     })
+}
+
+/// Without it a pod does all but port-forward.
+fn take_over_loopback(netlink: &mut Netlink, own_namespace: bool) -> Option<Loopback> {
+    if own_namespace && let Err(error) = loopback::up(netlink) {
+        log::warn!("lo of the pod's network namespace stays down: {error}");
+    }
+    let taken = loopback::take_over();
+    let warn = |error: &io::Error| log::warn!("port-forward will not work for this pod: {error}");
+    taken.inspect_err(warn).ok()
 }
 
 fn record(file: &StateFile, netns: &Path, redirect: Redirect) -> Result<(), NetworkError> {
