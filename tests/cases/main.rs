@@ -12,6 +12,7 @@ mod cri_host;
 mod cri_many;
 mod cri_parity;
 mod cri_pods;
+mod cri_port_forward;
 mod cri_resources;
 mod cri_sandbox_api;
 mod cri_streaming;

@@ -63,6 +63,7 @@ calls! {
     reopen_container_log: ReopenContainerLogRequest => ReopenContainerLogResponse,
     exec: ExecRequest => ExecResponse,
     attach: AttachRequest => AttachResponse,
+    port_forward: PortForwardRequest => PortForwardResponse,
     exec_sync: ExecSyncRequest => ExecSyncResponse,
     container_stats: ContainerStatsRequest => ContainerStatsResponse,
     list_container_stats: ListContainerStatsRequest => ListContainerStatsResponse,

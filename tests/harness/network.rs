@@ -1,10 +1,15 @@
 //! Network namespaces made by hand, what a network is in words, and CNI's plugins.
 
+use std::fs::File;
+use std::io;
+use std::net::TcpStream;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
 use crate::process::{self, DEADLINE, Output, Running};
@@ -41,6 +46,27 @@ pub fn in_namespace(path: &str, script: &str) -> String {
     nsenter.arg(format!("--net={path}")).arg("busybox");
     nsenter.args(["sh", "-c", script]);
     process::run(nsenter).succeeded().text()
+}
+
+/// Connects in the network namespace of a path. Reading and writing end by the deadline.
+///
+/// # Errors
+/// What connecting gave.
+///
+/// # Panics
+/// If there is no such namespace.
+#[track_caller]
+pub fn dial(path: &str, address: &str) -> io::Result<TcpStream> {
+    let inside = || {
+        let namespace = File::open(path).expect("a namespace");
+        let network = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(namespace.as_fd(), network).expect("a network namespace");
+        let stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        Ok(stream)
+    };
+    thread::scope(|scope| scope.spawn(inside).join().expect("a connection or none"))
 }
 
 /// Runs a script on the node.

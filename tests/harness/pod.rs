@@ -12,7 +12,7 @@ use crate::cri::{Answer, Cri, api};
 use crate::ctr::{IMAGE, Runtime};
 use crate::pod_plan::{OwnCgroup, PodPlan, namespaces, unique};
 use crate::process::DEADLINE;
-use crate::streaming::Streams;
+use crate::streaming::{PortForward, Streams};
 
 /// How often a kubelet's questions are asked again.
 const PERIOD: Duration = Duration::from_millis(200);
@@ -152,6 +152,20 @@ impl Pod {
             assert!(Instant::now() < deadline, "ready: {:?}", self.status());
             thread::sleep(PERIOD);
         }
+    }
+
+    /// Connects to a port of it as `kubectl port-forward` does.
+    ///
+    /// # Panics
+    /// If the service offers no stream.
+    #[track_caller]
+    pub fn port_forward(&self, port: u16) -> PortForward {
+        let answer = self.cri.port_forward(api::PortForwardRequest {
+            pod_sandbox_id: self.id.clone(),
+            port: vec![port.into()],
+        });
+        let answer = answer.unwrap_or_else(|error| panic!("PortForward: {error}"));
+        PortForward::open(&answer.url)
     }
 
     /// Stops it with all its containers.

@@ -1,5 +1,5 @@
-//! Exec and Attach of containerd's CRI service as `kubectl` uses them: Kubernetes' channels
-//! over a WebSocket, version 4. A message's first byte is its channel.
+//! Exec, Attach and PortForward of containerd's CRI service as `kubectl` uses them: Kubernetes'
+//! channels over a WebSocket, version 4. A message's first byte is its channel.
 
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ const CHUNK: usize = 16 << 10;
 
 /// The streams of a process.
 pub struct Streams {
-    socket: WebSocket<MaybeTlsStream<TcpStream>>,
+    socket: Socket,
     /// What came on standard output.
     pub stdout: Vec<u8>,
     /// What came on standard error.
@@ -38,18 +38,8 @@ impl Streams {
     /// If it does not answer or speaks another protocol.
     #[track_caller]
     pub fn open(url: &str) -> Self {
-        let url = url.replacen("http:", "ws:", 1);
-        let mut request = url.into_client_request().expect("the service's URL");
-        request
-            .headers_mut()
-            .insert("Sec-WebSocket-Protocol", HeaderValue::from_static(PROTOCOL));
-        let (socket, _) = tungstenite::connect(request).expect("a WebSocket");
-        if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
-            let limit = Some(Duration::from_secs(1));
-            stream.set_read_timeout(limit).expect("a time limit");
-        }
         Self {
-            socket,
+            socket: connect(url),
             stdout: Vec::new(),
             stderr: Vec::new(),
             status: Vec::new(),
@@ -103,12 +93,8 @@ impl Streams {
     /// Takes one message or waits a second for it; whether there may be more.
     #[track_caller]
     fn receive(&mut self) -> bool {
-        let message = match self.socket.read() {
-            Ok(Message::Binary(bytes)) => bytes,
-            Ok(_) => return true,
-            Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => return true,
-            Err(Error::ConnectionClosed | Error::AlreadyClosed) => return false,
-            Err(error) => panic!("the service's stream broke off: {error}"),
+        let Some(message) = message(&mut self.socket) else {
+            return false;
         };
         let Some((channel, bytes)) = message.split_first() else {
             return true;
@@ -157,5 +143,94 @@ impl Streams {
             assert!(Instant::now() < deadline, "no end");
         }
         serde_json::from_slice(&self.status).expect("a status")
+    }
+}
+
+type Socket = WebSocket<MaybeTlsStream<TcpStream>>;
+
+#[track_caller]
+fn connect(url: &str) -> Socket {
+    let url = url.replacen("http:", "ws:", 1);
+    let mut request = url.into_client_request().expect("the service's URL");
+    request
+        .headers_mut()
+        .insert("Sec-WebSocket-Protocol", HeaderValue::from_static(PROTOCOL));
+    let (socket, _) = tungstenite::connect(request).expect("a WebSocket");
+    if let MaybeTlsStream::Plain(stream) = socket.get_ref() {
+        let limit = Some(Duration::from_secs(1));
+        stream.set_read_timeout(limit).expect("a time limit");
+    }
+    socket
+}
+
+/// The next message, empty if none comes within a second; `None` at the end.
+#[track_caller]
+fn message(socket: &mut Socket) -> Option<Vec<u8>> {
+    match socket.read() {
+        Ok(Message::Binary(bytes)) => Some(bytes.into()),
+        Ok(_) => Some(Vec::new()),
+        Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => Some(Vec::new()),
+        Err(Error::ConnectionClosed | Error::AlreadyClosed) => None,
+        Err(error) => panic!("the service's stream broke off: {error}"),
+    }
+}
+
+/// A connection to one port of a pod. This protocol cannot tell the end of one direction.
+pub struct PortForward {
+    socket: Socket,
+    data: Vec<u8>,
+    errors: Vec<u8>,
+}
+
+impl PortForward {
+    const DATA: u8 = 0;
+    const ERRORS: u8 = 1;
+    /// Each channel begins with the port's number.
+    const PORT: usize = 2;
+
+    /// Opens what the service offers at `url`.
+    ///
+    /// # Panics
+    /// If it does not answer or speaks another protocol.
+    #[track_caller]
+    pub fn open(url: &str) -> Self {
+        Self {
+            socket: connect(url),
+            data: Vec::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    /// Writes to the server.
+    ///
+    /// # Panics
+    /// If the service has gone.
+    #[track_caller]
+    pub fn writes(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(CHUNK) {
+            let message = [&[Self::DATA], chunk].concat();
+            let sent = self.socket.send(Message::Binary(message.into()));
+            sent.expect("the service is there");
+        }
+    }
+
+    /// Waits for the end: what the server wrote, and what went wrong according to the service.
+    ///
+    /// # Panics
+    /// If there is none by the deadline.
+    #[track_caller]
+    pub fn ended(mut self) -> (Vec<u8>, String) {
+        let deadline = Instant::now() + DEADLINE;
+        while let Some(message) = message(&mut self.socket) {
+            match message.split_first() {
+                Some((&Self::DATA, bytes)) => self.data.extend(bytes),
+                Some((&Self::ERRORS, bytes)) => self.errors.extend(bytes),
+                other => assert!(other.is_none(), "a message on {other:?}"),
+            }
+            assert!(Instant::now() < deadline, "no end");
+        }
+        let errors = self.errors.split_off(Self::PORT);
+        let errors = String::from_utf8_lossy(&errors).into_owned();
+        (self.data.split_off(Self::PORT), errors)
     }
 }
