@@ -23,6 +23,7 @@ pub async fn serve(mut host: impl AsyncRead + AsyncWrite + Unpin + Send) -> io::
     timeout(HEADER_DEADLINE, host.read_exact(&mut header)).await??;
     match timeout(DIAL_DEADLINE, dial(decode(header))).await {
         Ok(Some(server)) => {
+            server.set_nodelay(true)?;
             host.write_all(&[CONNECTED]).await?;
             join(host, server).await
         }

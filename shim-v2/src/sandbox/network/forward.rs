@@ -102,6 +102,8 @@ async fn accept(listeners: &[TcpListener]) -> io::Result<TcpStream> {
     });
     let (client, _) = accepted.await?;
     reset_when_dropped(&client, true)?;
+    // What is held back here was held back already where it came from.
+    client.set_nodelay(true)?;
     Ok(client)
 }
 
