@@ -16,6 +16,7 @@ mod forward;
 mod growth;
 mod init;
 mod network;
+mod nic;
 mod oci;
 mod power;
 mod process;

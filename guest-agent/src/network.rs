@@ -36,18 +36,24 @@ pub fn links() -> Result<Vec<Link>, Error> {
     let mut links = Vec::new();
     for device in fs::read_dir(DEVICES).map_err(failed)? {
         let device = device.map_err(failed)?;
-        let link = Link {
-            name: device.file_name().to_string_lossy().into_owned(),
-            index: read(&device.path(), "ifindex", |text| text.parse().ok()).map_err(failed)?,
-            mac: read(&device.path(), "address", mac).map_err(failed)?,
-            ..Default::default()
-        };
+        let link = link(&device.path()).map_err(failed)?;
         if link.name != "lo" {
             links.push(link);
         }
     }
     links.sort_by_key(|link| link.index);
     Ok(links)
+}
+
+/// The device that sysfs shows at `device`.
+pub fn link(device: &Path) -> io::Result<Link> {
+    let name = device.file_name().unwrap_or_default();
+    Ok(Link {
+        name: name.to_string_lossy().into_owned(),
+        index: read(device, "ifindex", |text| text.parse().ok())?,
+        mac: read(device, "address", mac)?,
+        ..Default::default()
+    })
 }
 
 fn read<T>(device: &Path, file: &str, parse: impl FnOnce(&str) -> Option<T>) -> io::Result<T> {

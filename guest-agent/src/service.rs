@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use agent_protocol::agent::{
     CloseStdinRequest, ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse,
-    DeleteProcessRequest, Empty, ExecProcessRequest, ExecProcessResponse, ListLinksResponse,
-    ListPidsRequest, ListPidsResponse, PauseContainerRequest, PingRequest, PingResponse,
+    DeleteProcessRequest, Empty, ExecProcessRequest, ExecProcessResponse, Link, ListLinksResponse,
+    ListPidsRequest, ListPidsResponse, NicSlot, PauseContainerRequest, PingRequest, PingResponse,
     ReadCgroupRequest, ReadCgroupResponse, ResizePtyRequest, ResizeRequest, ResizeResponse,
     ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest,
     WaitOomRequest, WaitOomResponse, WaitProcessRequest, WaitProcessResponse,
@@ -24,6 +24,7 @@ use crate::container::create::{Workshop, create_container, exec_process};
 use crate::error::Error;
 use crate::growth;
 use crate::network;
+use crate::nic;
 use crate::power;
 use crate::process::signal_number;
 use crate::reaper;
@@ -314,6 +315,15 @@ impl Agent for Service {
         request: ConfigureNetworkRequest,
     ) -> ttrpc::Result<Empty> {
         network::configure(&request.changes)?;
+        Ok(Empty::default())
+    }
+
+    async fn plug_nic(&self, _: &TtrpcContext, request: NicSlot) -> ttrpc::Result<Link> {
+        Ok(nic::plug(request.number)?)
+    }
+
+    async fn unplug_nic(&self, _: &TtrpcContext, request: NicSlot) -> ttrpc::Result<Empty> {
+        nic::unplug(request.number)?;
         Ok(Empty::default())
     }
 

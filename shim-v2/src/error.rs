@@ -196,7 +196,9 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Spec(_) | BootError::Netns { .. } => Code::INVALID_ARGUMENT,
         BootError::Config(_)
         | BootError::Kvm(_)
-        | BootError::Network(NetworkError::Link { .. }) => Code::FAILED_PRECONDITION,
+        | BootError::Network(NetworkError::Link { .. } | NetworkError::TooMany { .. }) => {
+            Code::FAILED_PRECONDITION
+        }
         BootError::Bell(BellError::Version(_)) => Code::FAILED_PRECONDITION,
         BootError::Deadline => Code::DEADLINE_EXCEEDED,
         BootError::Cancelled => Code::CANCELLED,

@@ -25,6 +25,9 @@ pub const MAX_CMDLINE_LEN: usize = 1024;
 /// Length of a virtio-fs tag on the wire (virtio 1.2, 5.11.4), in bytes.
 pub const MAX_TAG_LEN: usize = 36;
 
+/// Most network devices a guest may have at a time.
+pub const MAX_NICS: u32 = 16;
+
 /// Smallest and largest MTU of a network device (virtio 1.2, 5.1.4.1).
 pub const MTU: std::ops::RangeInclusive<u16> = 68..=u16::MAX;
 
@@ -59,6 +62,11 @@ pub struct VmConfig {
     /// The network devices, in the order in which the guest finds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub net: Vec<NetConfig>,
+    /// Number of slots for network devices, those of `net` included, which take the first;
+    /// the others are filled over the control socket. At most [`MAX_NICS`]; as many as `net`
+    /// has if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nic_slots: Option<u32>,
 }
 
 /// The kernel, what it unpacks and what it is told.
@@ -250,6 +258,12 @@ impl VmConfig {
         self.max_memory_mib.unwrap_or(self.memory_mib)
     }
 
+    /// How many slots there are for network devices.
+    pub fn possible_nics(&self) -> u32 {
+        let given = u32::try_from(self.net.len()).unwrap_or(u32::MAX);
+        self.nic_slots.unwrap_or(given)
+    }
+
     /// Checks every range; says nothing about whether files exist.
     pub fn validate(&self) -> Result<(), ConfigError> {
         check(
@@ -294,23 +308,37 @@ impl VmConfig {
         if let Some(share) = &self.share {
             share.validate()?;
         }
+        check(
+            self.net.len() <= MAX_NICS as usize,
+            "net",
+            format_args!("{} devices", self.net.len()),
+            || format!("at most {MAX_NICS}"),
+        )?;
+        check(
+            (self.net.len()..=MAX_NICS as usize).contains(&(self.possible_nics() as usize)),
+            "nic_slots",
+            self.possible_nics(),
+            || format!("as many as `net` has to {MAX_NICS}"),
+        )?;
         self.net.iter().try_for_each(NetConfig::validate)
     }
 }
 
 impl NetConfig {
     fn validate(&self) -> Result<(), ConfigError> {
-        check(MTU.contains(&self.mtu), "net.mtu", self.mtu, || {
-            format!("{} to {}", MTU.start(), MTU.end())
-        })?;
-        // The lowest bit of the first byte marks a group's address.
-        check(
-            self.mac.0[0] & 1 == 0 && self.mac.0 != [0; 6],
-            "net.mac",
-            self.mac,
-            || "the address of one station".into(),
-        )
+        validate_nic(self.mac, self.mtu)
     }
+}
+
+/// Checks what the guest is told of a network device.
+pub fn validate_nic(mac: MacAddress, mtu: u16) -> Result<(), ConfigError> {
+    check(MTU.contains(&mtu), "net.mtu", mtu, || {
+        format!("{} to {}", MTU.start(), MTU.end())
+    })?;
+    // The lowest bit of the first byte marks a group's address.
+    check(mac.0[0] & 1 == 0 && mac.0 != [0; 6], "net.mac", mac, || {
+        "the address of one station".into()
+    })
 }
 
 impl ShareConfig {

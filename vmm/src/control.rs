@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Export;
+use crate::config::{Export, MacAddress};
 
 /// Longest packet either side sends, in bytes.
 pub const MAX_PACKET_LEN: usize = 8192;
@@ -38,6 +38,23 @@ pub enum Request {
     ResizeMemory {
         /// MiB, those of the boot included.
         mib: u32,
+    },
+    /// Put a network device into an empty slot. The tap comes with the packet as its only
+    /// descriptor, opened as [`crate::config::NetConfig::tap`] says. The guest sees the device
+    /// when it looks for it.
+    PlugNic {
+        /// Which slot: below [`crate::config::VmConfig::nic_slots`].
+        slot: u32,
+        /// The guest's address on the link.
+        mac: MacAddress,
+        /// The largest packet of the link; within [`crate::config::MTU`].
+        mtu: u16,
+    },
+    /// Take the network device out of a slot; no error if there is none. Answered when the
+    /// tap is closed, whether or not the guest has let go of the device.
+    UnplugNic {
+        /// Which slot.
+        slot: u32,
     },
     /// Start a thread that stands for a container; answered with its id.
     AddThread {

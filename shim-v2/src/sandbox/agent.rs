@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use agent_protocol::agent::{
     Announce, ConfigureNetworkRequest, CreateContainerRequest, DeleteProcessRequest, Empty,
-    ExecProcessRequest, Link, ListPidsRequest, NetworkChange, PauseContainerRequest, PingRequest,
-    ReadCgroupRequest, ResizePtyRequest, ResizeRequest, ResizeResponse, ResumeContainerRequest,
-    SignalProcessRequest, StartContainerRequest, UpdateContainerRequest, WaitOomRequest,
-    WaitProcessRequest,
+    ExecProcessRequest, Link, ListPidsRequest, NetworkChange, NicSlot, PauseContainerRequest,
+    PingRequest, ReadCgroupRequest, ResizePtyRequest, ResizeRequest, ResizeResponse,
+    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest,
+    WaitOomRequest, WaitProcessRequest,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
 use agent_protocol::{MAX_ANNOUNCE_LEN, RPC_PORT, VERSION};
@@ -225,6 +225,20 @@ impl Agent {
             .map(drop)
     }
 
+    /// Has the guest take the network device that is in a slot. Returns its link.
+    pub async fn plug_nic(&self, slot: u32) -> Result<Link, AgentError> {
+        let request = nic_slot(slot);
+        let call = self.client.plug_nic(within(NETWORK), &request);
+        self.call("PlugNic", Some(NETWORK), call).await
+    }
+
+    /// Has the guest let go of the network device in a slot.
+    pub async fn unplug_nic(&self, slot: u32) -> Result<(), AgentError> {
+        let request = nic_slot(slot);
+        let call = self.client.unplug_nic(within(NETWORK), &request);
+        self.call("UnplugNic", Some(NETWORK), call).await.map(drop)
+    }
+
     /// Sets a container up; its program is found but not running yet. Returns its init's
     /// pid in the guest.
     pub async fn create(&self, request: &CreateContainerRequest) -> Result<u32, AgentError> {
@@ -427,6 +441,13 @@ impl Agent {
                 }),
             },
         }
+    }
+}
+
+fn nic_slot(number: u32) -> NicSlot {
+    NicSlot {
+        number,
+        ..NicSlot::default()
     }
 }
 

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use agent_protocol::{BELL_PORT, NONCE_KEY, SHARE_TAG};
 use husk_vmm::config::{
-    ConsoleConfig, KernelConfig, MacAddress, NetConfig, ShareConfig, Source, VmConfig, VsockConfig,
+    ConsoleConfig, KernelConfig, MAX_NICS, MacAddress, NetConfig, ShareConfig, Source, VmConfig,
+    VsockConfig,
 };
 use thiserror::Error;
 use tokio::sync::watch;
@@ -28,6 +29,7 @@ use super::control::Control;
 use super::growth::{Growth, Sizing};
 use super::network::scan::Scan;
 use super::network::{self, Network, NetworkError, Nic, forward};
+use super::nics::Nics;
 use super::oom_score;
 use super::pod_cgroup::{self, Place};
 use super::size::{Ceiling, Host, Size};
@@ -208,6 +210,7 @@ pub async fn boot(
         let started = forward::start(loopback, vsock.clone(), vmm.gone());
         started.map_err(host("serve the pod's loopback"))?;
     }
+    let nics = Nics::new(scan.links.len(), control.clone(), agent.clone());
     let growth = Growth::start(sizing, size, ceiling, control.clone(), agent.clone());
     Ok(Sandbox {
         file,
@@ -215,6 +218,7 @@ pub async fn boot(
         vsock,
         control,
         growth,
+        nics,
         vmm,
         stop: watch::Sender::new(Stop::No),
     })
@@ -426,6 +430,7 @@ fn vm_config(
             exports: Vec::new(),
         }),
         net: Vec::new(),
+        nic_slots: Some(MAX_NICS),
     }
 }
 

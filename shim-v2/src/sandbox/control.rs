@@ -3,20 +3,21 @@
 //! A task owns the socket, so requests queue up without a lock. Its end closes the
 //! socket, and with that the VMM exits: a sandbox never outlives its shim.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use husk_vmm::config::{CachePolicy, Export};
+use husk_vmm::config::{CachePolicy, Export, MacAddress};
 use husk_vmm::control::{MAX_PACKET_LEN, Request, Response};
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, sendmsg};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use super::network::Nic;
 use crate::sys;
 
 /// How long the VMM may take for one request. Opening a directory of a volume is part of
@@ -38,7 +39,12 @@ pub enum ControlError {
 #[derive(Clone, Debug)]
 pub struct Control(mpsc::Sender<Call>);
 
-type Call = (Request, oneshot::Sender<Result<Response, ControlError>>);
+struct Call {
+    request: Request,
+    /// Goes along with the request.
+    descriptor: Option<OwnedFd>,
+    done: oneshot::Sender<Result<Response, ControlError>>,
+}
 
 impl Control {
     /// Takes over the shim's end of the socket pair.
@@ -111,6 +117,24 @@ impl Control {
         }
     }
 
+    /// Puts a network device into an empty slot. The tap is the VMM's alone then.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn plug_nic(&self, slot: u32, nic: Nic) -> Result<(), ControlError> {
+        let (mac, mtu) = (MacAddress(nic.mac), nic.mtu);
+        let request = Request::PlugNic { slot, mac, mtu };
+        self.call_with(request, Some(nic.tap)).await.map(drop)
+    }
+
+    /// Takes the network device out of a slot, if there is one; its tap is gone afterwards.
+    ///
+    /// # Errors
+    /// See [`ControlError`].
+    pub async fn unplug_nic(&self, slot: u32) -> Result<(), ControlError> {
+        self.call(Request::UnplugNic { slot }).await.map(drop)
+    }
+
     /// Stops the machine at once.
     ///
     /// # Errors
@@ -120,9 +144,22 @@ impl Control {
     }
 
     async fn call(&self, request: Request) -> Result<Response, ControlError> {
+        self.call_with(request, None).await
+    }
+
+    async fn call_with(
+        &self,
+        request: Request,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Response, ControlError> {
         let (done, answer) = oneshot::channel();
         let gone = || ControlError::Silent(io::ErrorKind::BrokenPipe.into());
-        self.0.send((request, done)).await.map_err(|_| gone())?;
+        let call = Call {
+            request,
+            descriptor,
+            done,
+        };
+        self.0.send(call).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
@@ -130,8 +167,9 @@ impl Control {
 /// Answers come in order; after a missed one they could not be told apart any
 /// more, so the first failure of the socket ends the conversation.
 async fn serve(socket: AsyncFd<OwnedFd>, mut queue: mpsc::Receiver<Call>) {
-    while let Some((request, done)) = queue.recv().await {
-        let result = match timeout(DEADLINE, exchange(&socket, &request)).await {
+    while let Some(call) = queue.recv().await {
+        let exchanged = exchange(&socket, &call.request, call.descriptor);
+        let result = match timeout(DEADLINE, exchanged).await {
             Ok(Ok(Response::Error(text))) => Err(ControlError::Refused(text)),
             Ok(Ok(done)) => Ok(done),
             Ok(Err(error)) => Err(ControlError::Silent(error)),
@@ -139,20 +177,31 @@ async fn serve(socket: AsyncFd<OwnedFd>, mut queue: mpsc::Receiver<Call>) {
         };
         let broken = matches!(result, Err(ControlError::Silent(_)));
         // Nobody waits for the answer any more: nothing to do about it.
-        drop(done.send(result));
+        drop(call.done.send(result));
         if broken {
             queue.close();
         }
     }
 }
 
-async fn exchange(socket: &AsyncFd<OwnedFd>, request: &Request) -> io::Result<Response> {
+async fn exchange(
+    socket: &AsyncFd<OwnedFd>,
+    request: &Request,
+    descriptor: Option<OwnedFd>,
+) -> io::Result<Response> {
     let packet = serde_json::to_vec(request)?;
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     let fd = socket.get_ref().as_raw_fd();
+    let fds: Vec<_> = descriptor.iter().map(AsRawFd::as_raw_fd).collect();
     socket
-        .async_io(Interest::WRITABLE, |_| Ok(send(fd, &packet, flags)?))
+        .async_io(Interest::WRITABLE, |_| {
+            let rights = [ControlMessage::ScmRights(&fds)];
+            let rights = if fds.is_empty() { &[][..] } else { &rights };
+            let packet = [IoSlice::new(&packet)];
+            Ok(sendmsg::<UnixAddr>(fd, &packet, rights, flags, None)?)
+        })
         .await?;
+    drop(descriptor);
     let mut answer = vec![0; MAX_PACKET_LEN];
     let length = socket
         .async_io(Interest::READABLE, |_| {
@@ -168,7 +217,7 @@ async fn exchange(socket: &AsyncFd<OwnedFd>, request: &Request) -> io::Result<Re
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, send, socketpair};
 
     fn pair() -> (Control, OwnedFd) {
         let flags = SockFlag::SOCK_CLOEXEC;

@@ -23,6 +23,7 @@ pub mod control;
 pub mod demand;
 pub mod growth;
 pub mod network;
+pub mod nics;
 pub mod oom_score;
 pub mod pod_cgroup;
 pub mod size;
@@ -42,6 +43,7 @@ use tokio::time::timeout;
 use agent::{Agent, AgentError};
 use control::{Control, ControlError};
 use growth::Growth;
+use nics::Nics;
 use state_file::StateFile;
 use vmm_process::VmmProcess;
 use vsock::Vsock;
@@ -72,6 +74,8 @@ pub struct Sandbox {
     pub control: Control,
     /// The VM's size.
     pub growth: Growth,
+    /// The guest's network devices.
+    pub nics: Nics,
     vmm: VmmProcess,
     stop: watch::Sender<Stop>,
 }

@@ -113,6 +113,9 @@ fn carry_out(
         }
         Request::GrowVcpus { count } => return growth()?.vcpus(count).map(Response::Vcpus),
         Request::ResizeMemory { mib } => return growth()?.memory(mib).map(Response::MemoryMib),
+        Request::PlugNic { .. } | Request::UnplugNic { .. } => {
+            return Err("this VM was configured without slots for network devices".into());
+        }
         Request::AddThread { container } => return threads.add(container).map(Response::Thread),
         Request::RemoveThread { container } => threads.remove(&container),
     }

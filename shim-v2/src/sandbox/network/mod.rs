@@ -32,6 +32,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use husk_vmm::config::MAX_NICS;
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -70,6 +71,14 @@ pub enum NetworkError {
         name: String,
         /// What is special about it.
         problem: String,
+    },
+    /// More links than a guest may have devices.
+    #[error(
+        "the pod's network namespace has {found} links to carry, a virtual machine has at most {MAX_NICS} network devices: take some down or out of the namespace"
+    )]
+    TooMany {
+        /// How many there are.
+        found: usize,
     },
     /// The VMM's end of a link.
     #[error(
@@ -152,6 +161,10 @@ pub fn connect(file: &StateFile, own: &Path, name: Option<&Path>) -> Result<Netw
     };
     within(own, |netlink| {
         let scan = scan::scan(netlink)?;
+        let found = scan.links.len();
+        if found > MAX_NICS as usize {
+            return Err(NetworkError::TooMany { found });
+        }
         let mut nics = Vec::new();
         for link in &scan.links {
             let tap = tap::make(netlink, link)?;
