@@ -501,6 +501,26 @@ mod tests {
     }
 
     #[test]
+    fn the_slots_for_network_devices_are_at_least_the_devices() {
+        let mut value = minimal();
+        let nic = serde_json::json!({ "tap": 9, "mac": "02:00:00:00:00:01", "mtu": 1500 });
+        value["net"] = vec![nic.clone(); 2].into();
+        assert_eq!(parse(&value).unwrap().possible_nics(), 2);
+        value["nic_slots"] = MAX_NICS.into();
+        assert_eq!(parse(&value).unwrap().possible_nics(), 16);
+        for (slots, nics, word) in [
+            (1, 2, "`nic_slots` is 1"),
+            (17, 2, "`nic_slots` is 17"),
+            (16, 17, "`net` is 17 devices, must be at most 16"),
+        ] {
+            value["nic_slots"] = slots.into();
+            value["net"] = vec![nic.clone(); nics].into();
+            let error = parse(&value).unwrap_err().to_string();
+            assert!(error.contains(word), "{error}");
+        }
+    }
+
+    #[test]
     fn a_config_survives_the_trip_through_json() {
         let mut value = minimal();
         value["share"] = serde_json::json!({

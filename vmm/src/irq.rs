@@ -4,10 +4,12 @@
 //! is pulsed by writing to an eventfd, without leaving the thread that has something to
 //! say; KVM routes GSI n to pin n of the IOAPIC, which is what the MP table says too.
 
+use std::sync::Arc;
+
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VmFd;
 use thiserror::Error;
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::arch::layout;
 
@@ -23,7 +25,10 @@ pub enum IrqError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// More devices than the IOAPIC has pins.
+    /// An eventfd could not be made.
+    #[error("the host refused a descriptor")]
+    Event(#[source] std::io::Error),
+    /// More devices than lines can be shared by.
     #[error("no interrupt line is left for another device")]
     Exhausted,
 }
@@ -56,28 +61,42 @@ pub fn connect(vm: &VmFd, event: &EventFd, gsi: u32) -> Result<(), IrqError> {
         .map_err(kvm_error("an interrupt line (irqfd)"))
 }
 
-/// Hands out the lines of virtio devices, in order.
-#[derive(Debug)]
-pub struct GsiAllocator {
-    next: u32,
+/// Hands out the lines of virtio devices: each once, in order, and when none is left the
+/// last ones again, backwards.
+///
+/// Devices on one line pulse it by one eventfd. With one each, KVM could be asked to raise
+/// the line by the second while it is up by the first, which is no edge and would be lost.
+#[derive(Debug, Default)]
+pub struct Lines {
+    events: Vec<Arc<EventFd>>,
+    given: u32,
 }
 
-impl Default for GsiAllocator {
-    fn default() -> Self {
-        Self {
-            next: layout::VIRTIO_FIRST_GSI,
-        }
+impl Lines {
+    /// The next line and what pulses it.
+    pub fn next(&mut self, vm: &VmFd) -> Result<(u32, Arc<EventFd>), IrqError> {
+        let gsi = gsi(self.given).ok_or(IrqError::Exhausted)?;
+        let place = (gsi - layout::VIRTIO_FIRST_GSI) as usize;
+        let event = if let Some(shared) = self.events.get(place) {
+            shared.clone()
+        } else {
+            let event = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(IrqError::Event)?);
+            connect(vm, &event, gsi)?;
+            self.events.push(event.clone());
+            event
+        };
+        self.given += 1;
+        Ok((gsi, event))
     }
 }
 
-impl GsiAllocator {
-    /// The next free line.
-    pub fn allocate(&mut self) -> Result<u32, IrqError> {
-        if self.next > layout::LAST_GSI {
-            return Err(IrqError::Exhausted);
-        }
-        self.next += 1;
-        Ok(self.next - 1)
+/// The line of the device that gets one after `before` others did.
+fn gsi(before: u32) -> Option<u32> {
+    const LINES: u32 = layout::LAST_GSI + 1 - layout::VIRTIO_FIRST_GSI;
+    match before.checked_sub(LINES) {
+        None => Some(layout::VIRTIO_FIRST_GSI + before),
+        Some(shared) if shared < LINES => Some(layout::LAST_GSI - shared),
+        Some(_) => None,
     }
 }
 
@@ -86,9 +105,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_5_to_23_are_handed_out_once_each() {
-        let mut lines = GsiAllocator::default();
-        let all: Vec<_> = std::iter::from_fn(|| lines.allocate().ok()).collect();
-        assert_eq!(all, (5..=23).collect::<Vec<_>>());
+    fn lines_5_to_23_are_handed_out_once_each_and_then_backwards() {
+        let all: Vec<_> = (0..).map_while(gsi).collect();
+        assert_eq!(all, (5..=23).chain((5..=23).rev()).collect::<Vec<_>>());
     }
 }

@@ -6,10 +6,10 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`args`], [`config`], [`opener`] | what is asked for, and the open files it names |
+//! | [`args`], [`config`], [`opener`], [`scm`] | what is asked for, and the open files it names |
 //! | [`jail`] | giving up everything else |
 //! | [`vm`] | the build recipe, running, the end |
-//! | [`memory`], [`irq`], [`arch`] | RAM, interrupt lines, what the guest finds at its start |
+//! | [`memory`], [`irq`], [`slots`], [`arch`] | RAM, interrupt lines, what the guest finds at its start |
 //! | [`vcpu`], [`bus`], [`devices`] | processors, and what their accesses reach |
 //! | [`event_loop`], [`control`], [`control_thread`], [`growth`] | what happens beside them |
 //! | [`eventfd`], [`exit_latch`], [`exit`], [`log`] | how it ends, and what is told of it |
@@ -34,6 +34,8 @@ pub mod jail;
 pub mod log;
 pub mod memory;
 pub mod opener;
+pub mod scm;
+pub mod slots;
 pub mod stand_in;
 pub mod vcpu;
 pub mod vm;

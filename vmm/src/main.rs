@@ -13,6 +13,7 @@ use husk_vmm::exit::Exit;
 use husk_vmm::jail::{self, JailError};
 use husk_vmm::log::chain;
 use husk_vmm::opener::{Descriptors, OpenError, Paths, Resources};
+use husk_vmm::slots::SlotError;
 use husk_vmm::vm::{BuildError, RunError, Vm};
 use thiserror::Error;
 
@@ -120,7 +121,9 @@ impl Error {
             | Self::Config(_)
             | Self::Open(_)
             // None is the host's fault: the kernel, the size or a file asked for does not do.
-            | Self::Build(BuildError::Boot(_) | BuildError::NotKvm(_) | BuildError::Tap { .. }) => Exit::Config,
+            | Self::Build(
+                BuildError::Boot(_) | BuildError::NotKvm(_) | BuildError::Slot(SlotError::Tap { .. }),
+            ) => Exit::Config,
             Self::Jail(_) | Self::Build(_) | Self::Run(_) | Self::Descriptor(_) => Exit::Internal,
         }
     }

@@ -7,20 +7,18 @@ use std::collections::HashSet;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use kvm_ioctls::Kvm;
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg};
 use thiserror::Error;
 
 use crate::config::{Source, VmConfig};
 use crate::devices::virtio::net::tap;
+use crate::scm;
 
 /// Why a file of the configuration cannot be used.
 #[derive(Debug, Error)]
@@ -61,9 +59,6 @@ pub enum OpenError {
         path: PathBuf,
     },
 }
-
-/// Most descriptors that may come with a document (`SCM_MAX_FD`, unix(7)).
-const MAX_RECEIVED: usize = 253;
 
 /// Whether paths mean anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,32 +115,14 @@ impl Descriptors {
     }
 
     /// Reads the first piece of a document, with which the descriptors come.
-    #[expect(
-        unsafe_code,
-        reason = "a descriptor number becomes an owned descriptor"
-    )]
     fn receive(&mut self, socket: &OwnedFd, document: &mut Vec<u8>) -> io::Result<()> {
         let mut piece = [0; 4096];
-        let mut space = nix::cmsg_space!([RawFd; MAX_RECEIVED]);
-        let mut buffers = [IoSliceMut::new(&mut piece)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let socket = socket.as_raw_fd();
-        let message = recvmsg::<UnixAddr>(socket, &mut buffers, Some(&mut space), flags);
-        let message = match message {
+        let (length, received) = match scm::receive(socket, &mut piece) {
             // A pipe: nothing comes with its bytes.
-            Err(Errno::ENOTSOCK) => return Ok(()),
-            message => message?,
+            Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => return Ok(()),
+            received => received?,
         };
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(fds) = control {
-                for fd in fds {
-                    // SAFETY: the kernel just made this descriptor for us; nobody else owns it.
-                    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-                    self.received.push(Some(fd));
-                }
-            }
-        }
-        let length = message.bytes;
+        self.received.extend(received.into_iter().map(Some));
         document.extend_from_slice(&piece[..length]);
         Ok(())
     }
@@ -302,7 +279,7 @@ mod tests {
 
     #[test]
     fn descriptors_come_with_a_document_and_are_taken_once() {
-        use nix::sys::socket::{ControlMessage, sendmsg};
+        use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
         use std::io::{IoSlice, Write};
         use std::os::unix::net::UnixStream;
 

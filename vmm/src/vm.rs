@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use log::{error, info};
 use thiserror::Error;
 
@@ -22,19 +22,17 @@ use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::fs::{Fs, FsError, ShareControl};
 use crate::devices::virtio::mem::{Mem, MemControl, SECTION_SIZE};
-use crate::devices::virtio::mmio::MmioTransport;
-use crate::devices::virtio::net::Net;
-use crate::devices::virtio::net::tap::{Tap, TapError};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::event_loop::{EventLoop, LoopError};
 use crate::exit::Exit;
 use crate::exit_latch::ExitLatch;
 use crate::growth::Growth;
-use crate::irq::{self, GsiAllocator, IrqError};
+use crate::irq::{self, IrqError};
 use crate::log::timeline;
 use crate::memory::{self, GuestMemory, Hotplug, MemoryError};
 use crate::opener::Resources;
+use crate::slots::{NicSlots, SlotError, VirtioBus};
 use crate::vcpu::{self, Buses, VcpuError, VcpuMaker, VcpuThreads};
 
 /// The one version of the KVM API there is (KVM API, 4.1).
@@ -43,8 +41,6 @@ const KVM_API_VERSION: i32 = 12;
 const CREATE_VM_ATTEMPTS: u32 = 100;
 /// How much of the console goes to the log when the machine did not end cleanly.
 const LOGGED_CONSOLE_LINES: usize = 60;
-/// Offset of QueueNotify in a virtio-mmio slot.
-const QUEUE_NOTIFY: u64 = virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 /// Why a machine could not be built.
 #[derive(Debug, Error)]
@@ -76,18 +72,12 @@ pub enum BuildError {
     /// Two devices at one address: an error in `layout`.
     #[error("cannot place a device")]
     Bus(#[from] BusOverlap),
+    /// See [`SlotError`].
+    #[error(transparent)]
+    Slot(#[from] SlotError),
     /// See [`FsError`].
     #[error("cannot build the virtio-fs device")]
     Fs(#[from] FsError),
-    /// See [`TapError`].
-    #[error("cannot build network device {index}")]
-    Tap {
-        /// Its place in the configuration.
-        index: usize,
-        /// What is wrong with its tap.
-        #[source]
-        source: TapError,
-    },
     /// See [`VcpuError`].
     #[error("cannot set up the vCPUs")]
     Vcpu(#[from] VcpuError),
@@ -129,6 +119,7 @@ pub struct Vm {
     console: ConsoleRing,
     share: Option<ShareControl>,
     plugged: Option<MemControl>,
+    nics: NicSlots,
     boot_mib: u32,
     terminal: Option<RawTerminal>,
     _memory: GuestMemory,
@@ -158,8 +149,16 @@ impl Vm {
         let share = fs.as_ref().map(Fs::control);
         let mem = hotplug.map(|hotplug| Mem::new(hotplug, event_loop.handle()));
         let plugged = mem.as_ref().map(Mem::control);
-        let devices = virtio_devices(config, &mut resources, fs, mem, &event_loop)?;
-        let slots = add_virtio(&vm, &mut buses, devices, &memory)?;
+        let devices = virtio_devices(config, &mut resources, fs, mem, &event_loop);
+        let mut bus = VirtioBus::new(&vm, &mut buses.mmio, &memory);
+        for (number, device) in (config.possible_nics()..).zip(devices) {
+            bus.add(number, device)?;
+        }
+        let nics = bus.add_nic_slots(config.possible_nics(), event_loop.handle())?;
+        let slots = bus.announced();
+        for ((number, net), tap) in (0..).zip(&config.net).zip(resources.taps) {
+            nics.plug(number, tap, net.mac, net.mtu)?;
+        }
 
         let supported = cpuid::supported(&resources.kvm)
             .map_err(kvm_error("the list of processor features (CPUID)"))?;
@@ -190,6 +189,7 @@ impl Vm {
             console,
             share,
             plugged,
+            nics,
             boot_mib: config.memory_mib,
             terminal,
             _memory: memory,
@@ -209,6 +209,7 @@ impl Vm {
             let controls = Controls {
                 share: self.share.take(),
                 growth: Some(growth),
+                nics: Some(self.nics),
             };
             control_thread::start(socket, controls, self.latch.clone(), &mut self.event_loop)?;
         }
@@ -294,14 +295,15 @@ fn reserve(config: &VmConfig, vm: &Arc<VmFd>, ram: &GuestMemory) -> Option<Hotpl
         .ok()
 }
 
-/// The virtio devices `config` asks for, in the order of their slots.
+/// The virtio devices `config` asks for besides those of the network, in the order of their
+/// slots.
 fn virtio_devices(
     config: &VmConfig,
     resources: &mut Resources,
     fs: Option<Fs>,
     mem: Option<Mem>,
     event_loop: &EventLoop,
-) -> Result<Vec<Box<dyn VirtioDevice>>, BuildError> {
+) -> Vec<Box<dyn VirtioDevice>> {
     let mut devices: Vec<Box<dyn VirtioDevice>> = vec![
         Box::new(Rng::new(event_loop.handle())),
         Box::new(Balloon::new(event_loop.handle())),
@@ -317,40 +319,7 @@ fn virtio_devices(
     if let Some(mem) = mem {
         devices.push(Box::new(mem));
     }
-    for (index, (net, tap)) in config.net.iter().zip(resources.taps.drain(..)).enumerate() {
-        let tap = Tap::new(tap).map_err(|source| BuildError::Tap { index, source })?;
-        let handle = event_loop.handle();
-        devices.push(Box::new(Net::new(Arc::new(tap), net.mac, net.mtu, handle)?));
-    }
-    Ok(devices)
-}
-
-/// Gives each device a slot, an interrupt line and doorbells; returns slots and lines.
-fn add_virtio(
-    vm: &VmFd,
-    buses: &mut Buses,
-    devices: Vec<Box<dyn VirtioDevice>>,
-    memory: &GuestMemory,
-) -> Result<Vec<(u64, u32)>, BuildError> {
-    let mut lines = GsiAllocator::default();
-    let mut slots = Vec::new();
-    let bases = (layout::VIRTIO_MMIO_BASE..).step_by(layout::VIRTIO_MMIO_SIZE as usize);
-    for (base, device) in bases.zip(devices) {
-        let transport = MmioTransport::new(device, memory.clone())?;
-        let gsi = lines.allocate()?;
-        irq::connect(vm, transport.interrupt().irqfd(), gsi)?;
-        let doorbell = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
-        for (queue, kick) in (0u32..).zip(transport.kicks()) {
-            vm.register_ioevent(kick, &doorbell, queue)
-                .map_err(kvm_error("a doorbell (ioeventfd)"))?;
-        }
-        let transport = Arc::new(Mutex::new(transport));
-        buses
-            .mmio
-            .insert(base, layout::VIRTIO_MMIO_SIZE, transport)?;
-        slots.push((base, gsi));
-    }
-    Ok(slots)
+    devices
 }
 
 /// A kernel that panics resets the machine; what it printed before tells the two apart.

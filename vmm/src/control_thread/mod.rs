@@ -4,20 +4,23 @@
 //! back waits for the file system, memory for the guest. That the shim has hung up must not wait for anything,
 //! so the event loop listens for that.
 
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{MsgFlags, send};
 use thiserror::Error;
 
+use crate::config::validate_nic;
 use crate::control::{MAX_PACKET_LEN, Request, Response};
 use crate::devices::virtio::fs::ShareControl;
 use crate::event_loop::EventLoop;
 use crate::exit::Exit;
 use crate::exit_latch::ExitLatch;
 use crate::growth::Growth;
+use crate::scm;
+use crate::slots::NicSlots;
 use crate::stand_in::StandIns;
 
 /// Why the control socket cannot be served.
@@ -32,6 +35,8 @@ pub struct Controls {
     pub share: Option<ShareControl>,
     /// The size of the machine, once it runs.
     pub growth: Option<Growth>,
+    /// The slots for network devices.
+    pub nics: Option<NicSlots>,
 }
 
 /// Serves `socket` until the process ends.
@@ -57,10 +62,10 @@ fn serve(socket: &OwnedFd, controls: &Controls, latch: &ExitLatch) {
     let mut packet = vec![0; MAX_PACKET_LEN + 1];
     let mut threads = StandIns::default();
     loop {
-        let received = match recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty()) {
-            Ok(0) => break,
-            Ok(len) => packet.get(..len).unwrap_or_default(),
-            Err(Errno::EINTR) => continue,
+        let (received, descriptors) = match scm::receive(socket, &mut packet) {
+            Ok((0, _)) => break,
+            Ok((len, came)) => (packet.get(..len).unwrap_or_default(), came),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => {
                 log::error!("the control socket failed: {error}");
                 break;
@@ -68,7 +73,8 @@ fn serve(socket: &OwnedFd, controls: &Controls, latch: &ExitLatch) {
         };
         let request = parse(received);
         let stop = matches!(request, Ok(Request::Stop));
-        let response = request.and_then(|request| carry_out(request, controls, &mut threads));
+        let response =
+            request.and_then(|request| carry_out(request, descriptors, controls, &mut threads));
         let response = response.unwrap_or_else(Response::Error);
         let Ok(json) = serde_json::to_vec(&response) else {
             break;
@@ -94,12 +100,14 @@ fn parse(packet: &[u8]) -> Result<Request, String> {
 
 fn carry_out(
     request: Request,
+    descriptors: Vec<OwnedFd>,
     controls: &Controls,
     threads: &mut StandIns,
 ) -> Result<Response, String> {
     let share = controls.share.as_ref();
     let share = || share.ok_or("this VM was configured without a share");
     let growth = || controls.growth.as_ref().ok_or("the machine does not run");
+    let nics = || controls.nics.as_ref().ok_or("the machine does not run");
     match request {
         Request::Stop => {}
         Request::AddShare { export } => {
@@ -113,8 +121,16 @@ fn carry_out(
         }
         Request::GrowVcpus { count } => return growth()?.vcpus(count).map(Response::Vcpus),
         Request::ResizeMemory { mib } => return growth()?.memory(mib).map(Response::MemoryMib),
-        Request::PlugNic { .. } | Request::UnplugNic { .. } => {
-            return Err("this VM was configured without slots for network devices".into());
+        Request::PlugNic { slot, mac, mtu } => {
+            validate_nic(mac, mtu).map_err(|error| error.to_string())?;
+            let [tap] = <[OwnedFd; 1]>::try_from(descriptors)
+                .map_err(|came| format!("a tap must come with it, {} came", came.len()))?;
+            let plugged = nics()?.plug(slot, tap, mac, mtu);
+            plugged.map_err(|error| crate::log::chain(&error))?;
+        }
+        Request::UnplugNic { slot } => {
+            let unplugged = nics()?.unplug(slot);
+            unplugged.map_err(|error| crate::log::chain(&error))?;
         }
         Request::AddThread { container } => return threads.add(container).map(Response::Thread),
         Request::RemoveThread { container } => threads.remove(&container),

@@ -1,6 +1,6 @@
 use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, recv, socketpair};
 use serde_json::{Value, json};
 
 use super::*;
@@ -82,6 +82,15 @@ fn what_is_not_a_request_is_answered_with_the_reason() {
         (br#"{"verb":"remove_share","path":"a"}"#, "without a share"),
         (br#"{"verb":"grow_vcpus","count":2}"#, "does not run"),
         (br#"{"verb":"resize_memory","mib":-1}"#, "not a request"),
+        (
+            br#"{"verb":"plug_nic","slot":0,"mac":"02:00:00:00:00:01","mtu":1500}"#,
+            "a tap must come with it, 0 came",
+        ),
+        (
+            br#"{"verb":"plug_nic","slot":0,"mac":"03:00:00:00:00:01","mtu":1500}"#,
+            "`net.mac`",
+        ),
+        (br#"{"verb":"unplug_nic","slot":0}"#, "does not run"),
         (&long, "longer than"),
     ] {
         let answer = shim.ask(request);

@@ -3,13 +3,13 @@
 //! The interrupt line is edge triggered and shared by all queues of a device, so the
 //! reason goes into the InterruptStatus register first and the line is pulsed after:
 //! a handler that finds no bit set reports a spurious interrupt, and thousands of those
-//! make Linux disable the line.
+//! make Linux disable the line. Devices may share a line: its handlers are all called.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::eventfd;
 
@@ -17,7 +17,7 @@ use crate::eventfd;
 struct Line {
     status: AtomicU32,
     needs_reset: AtomicBool,
-    irqfd: EventFd,
+    irqfd: Arc<EventFd>,
 }
 
 /// Raises a device's interrupt; cheap to clone.
@@ -27,15 +27,22 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// A line that pulses `irqfd`, which KVM turns into an interrupt.
-    pub fn new() -> std::io::Result<Self> {
-        Ok(Self {
+    /// The interrupt of a device on the line that `irqfd` pulses by way of KVM.
+    pub fn new(irqfd: Arc<EventFd>) -> Self {
+        Self {
             line: Arc::new(Line {
                 status: AtomicU32::new(0),
                 needs_reset: AtomicBool::new(false),
-                irqfd: EventFd::new(EFD_NONBLOCK)?,
+                irqfd,
             }),
-        })
+        }
+    }
+
+    /// The interrupt of a device on a line that leads nowhere.
+    #[cfg(test)]
+    pub fn unconnected() -> Self {
+        use vmm_sys_util::eventfd::EFD_NONBLOCK;
+        Self::new(Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()))
     }
 
     /// The descriptor to register with KVM.
@@ -90,7 +97,7 @@ mod tests {
 
     #[test]
     fn the_reason_is_set_before_the_line_is_pulsed_and_survives_other_acks() {
-        let interrupt = Interrupt::new().unwrap();
+        let interrupt = Interrupt::unconnected();
         interrupt.signal_queue();
         interrupt.signal_config();
         assert_eq!(interrupt.irqfd().read().unwrap(), 2);
@@ -100,8 +107,20 @@ mod tests {
     }
 
     #[test]
+    fn those_on_one_line_keep_their_reasons_apart() {
+        let first = Interrupt::unconnected();
+        let second = Interrupt::new(first.line.irqfd.clone());
+        second.signal_queue();
+        assert_eq!(first.irqfd().read().unwrap(), 1);
+        assert_eq!(
+            (first.status(), second.status()),
+            (0, VIRTIO_MMIO_INT_VRING)
+        );
+    }
+
+    #[test]
     fn failing_raises_a_config_interrupt_and_is_undone_by_reset() {
-        let interrupt = Interrupt::new().unwrap();
+        let interrupt = Interrupt::unconnected();
         interrupt.fail();
         assert!(interrupt.needs_reset());
         assert_eq!(interrupt.status(), VIRTIO_MMIO_INT_CONFIG);

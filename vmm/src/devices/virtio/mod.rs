@@ -44,6 +44,9 @@ use pump::QueuePump;
 pub const TRANSPORT_FEATURES: u64 =
     (1 << VIRTIO_F_VERSION_1) | (1 << VIRTIO_RING_F_EVENT_IDX) | (1 << VIRTIO_RING_F_INDIRECT_DESC);
 
+/// The device id of an empty slot.
+pub const VIRTIO_ID_NONE: u32 = 0;
+
 /// A device behind a virtio transport.
 ///
 /// The transport calls `activate` at most once between two calls of `reset`, and never

@@ -14,6 +14,10 @@
 //! FEATURES_OK and DRIVER_OK. Writes at the wrong time, to unknown registers and of the
 //! wrong width are ignored; reads of them give 0. Selectors are checked wherever used.
 //!
+//! A slot may also be empty, which [`Empty`] is, and be filled later. It shows the device id 0,
+//! which tells a driver that nothing is there (virtio 1.2, 4.2.2); all else works as ever, so
+//! a guest may write what it likes.
+//!
 //! Notifications do not come through here once KVM has an ioeventfd on the notify
 //! register; the arm below serves the tests and a host without it.
 
@@ -34,7 +38,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::interrupt::Interrupt;
 use super::pump::{QueueError, QueueLayout, QueuePump, RingFeatures};
-use super::{ActivateError, Activation, TRANSPORT_FEATURES, VirtioDevice};
+use super::{ActivateError, Activation, TRANSPORT_FEATURES, VIRTIO_ID_NONE, VirtioDevice};
 use crate::bus::BusDevice;
 use crate::eventfd;
 use crate::memory::GuestMemory;
@@ -49,6 +53,35 @@ const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 /// Length and base of a shared-memory region that does not exist (virtio 1.2, 4.2.2).
 /// Linux' virtio-fs fails its probe on a length of 0.
 const NO_SHM: u32 = u32::MAX;
+
+/// What is in a slot that holds no device.
+pub struct Empty;
+
+impl VirtioDevice for Empty {
+    fn id(&self) -> u32 {
+        VIRTIO_ID_NONE
+    }
+
+    fn name(&self) -> &'static str {
+        "empty slot"
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[]
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn activate(&mut self, _activation: Activation) -> Result<(), ActivateError> {
+        Ok(())
+    }
+
+    fn reset(&mut self) {}
+}
 
 /// Why a device did not go live.
 #[derive(Debug, Error)]
@@ -117,18 +150,35 @@ impl Registers {
 
 impl MmioTransport {
     /// Puts `device` behind a register file.
-    pub fn new(device: Box<dyn VirtioDevice>, mem: GuestMemory) -> std::io::Result<Self> {
-        let queues = device.queue_sizes().len();
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        mem: GuestMemory,
+        interrupt: Interrupt,
+    ) -> std::io::Result<Self> {
         Ok(Self {
-            kicks: (0..queues)
-                .map(|_| Ok(Arc::new(EventFd::new(EFD_NONBLOCK)?)))
-                .collect::<std::io::Result<_>>()?,
-            interrupt: Interrupt::new()?,
-            registers: Registers::new(queues),
+            kicks: kicks(&*device)?,
+            interrupt,
+            registers: Registers::new(device.queue_sizes().len()),
             active: false,
             device,
             mem,
         })
+    }
+
+    /// Puts another device behind the registers, which then are as after power-on. The one
+    /// before is reset, whatever its driver was about, and gone when this returns.
+    pub fn replace(&mut self, device: Box<dyn VirtioDevice>) -> std::io::Result<()> {
+        let kicks = kicks(&*device)?;
+        self.reset();
+        self.kicks = kicks;
+        self.registers = Registers::new(device.queue_sizes().len());
+        self.device = device;
+        Ok(())
+    }
+
+    /// Whether no device is here.
+    pub fn is_empty(&self) -> bool {
+        self.device.id() == VIRTIO_ID_NONE
     }
 
     /// The device's name, for logs.
@@ -139,11 +189,6 @@ impl MmioTransport {
     /// Kick descriptors in queue order, for ioeventfds on the notify register.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
-    }
-
-    /// The interrupt line, for an irqfd.
-    pub fn interrupt(&self) -> &Interrupt {
-        &self.interrupt
     }
 
     fn offered_features(&self) -> u64 {
@@ -346,6 +391,14 @@ impl BusDevice for MmioTransport {
             self.write_register(offset, u32::from_le_bytes(value));
         }
     }
+}
+
+/// One for each queue.
+fn kicks(device: &dyn VirtioDevice) -> std::io::Result<Vec<Arc<EventFd>>> {
+    let queues = device.queue_sizes().iter();
+    queues
+        .map(|_| Ok(Arc::new(EventFd::new(EFD_NONBLOCK)?)))
+        .collect()
 }
 
 fn write_queue(queue: &mut QueueLayout, offset: u32, value: u32) {

@@ -82,7 +82,7 @@ impl Guest {
                 GuestQueue::new(&mem, 0x10_0000, 8),
                 GuestQueue::new(&mem, 0x20_0000, 4),
             ],
-            transport: MmioTransport::new(Box::new(device), mem).unwrap(),
+            transport: MmioTransport::new(Box::new(device), mem, Interrupt::unconnected()).unwrap(),
             calls,
         }
     }
@@ -388,7 +388,7 @@ fn bad_queues_need_a_reset_and_say_so() {
             guest.read(VIRTIO_MMIO_INTERRUPT_STATUS),
             VIRTIO_MMIO_INT_CONFIG
         );
-        assert!(guest.transport.interrupt().irqfd().read().is_ok());
+        assert!(guest.transport.interrupt.irqfd().read().is_ok());
         assert_eq!(guest.activated(), 0);
         // The way out is a reset, and it leads back to a working device.
         guest.drive_to(DRIVER_OK);
@@ -416,7 +416,7 @@ fn reset_works_in_every_state_and_clears_everything() {
         guest.drive_to(state);
         guest.write(VIRTIO_MMIO_QUEUE_SEL, 1);
         guest.write(VIRTIO_MMIO_DEVICE_FEATURES_SEL, 1);
-        guest.transport.interrupt().fail();
+        guest.transport.interrupt.fail();
         guest.set_status(0);
         assert_eq!(guest.status(), 0);
         assert_eq!(
@@ -443,8 +443,8 @@ fn reset_works_in_every_state_and_clears_everything() {
 fn acknowledging_clears_only_the_bits_written() {
     let mut guest = Guest::new();
     guest.drive_to(DRIVER_OK);
-    guest.transport.interrupt().signal_queue();
-    guest.transport.interrupt().signal_config();
+    guest.transport.interrupt.signal_queue();
+    guest.transport.interrupt.signal_config();
     guest.write(VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INT_VRING);
     assert_eq!(
         guest.read(VIRTIO_MMIO_INTERRUPT_STATUS),
@@ -477,5 +477,43 @@ fn every_register_survives_every_value_in_every_state() {
                 assert_eq!(guest.status(), 0);
             }
         }
+    }
+}
+
+#[test]
+fn a_slot_is_emptied_and_filled_in_every_state() {
+    for state in [0, ACK, DRIVER, FEATURES_OK, DRIVER_OK] {
+        let mut guest = Guest::new();
+        guest.drive_to(state);
+        guest.transport.interrupt.signal_queue();
+        guest.transport.replace(Box::new(Empty)).unwrap();
+        let was_live = usize::from(state == DRIVER_OK);
+        assert_eq!(guest.resets(), was_live);
+        assert_eq!(Arc::strong_count(&guest.calls), 1, "the device is there");
+        assert!(guest.transport.is_empty());
+        for register in [
+            VIRTIO_MMIO_DEVICE_ID,
+            VIRTIO_MMIO_STATUS,
+            VIRTIO_MMIO_INTERRUPT_STATUS,
+            VIRTIO_MMIO_QUEUE_NUM_MAX,
+        ] {
+            assert_eq!(guest.read(register), 0, "register {register:#x}");
+        }
+        // A driver that takes it all the same finds nothing to talk to.
+        guest.drive_to(DRIVER_OK);
+        guest.write(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
+        for offset in (0..0x200).step_by(4) {
+            guest.write(offset, u32::MAX);
+            guest.read(offset);
+        }
+        let device = Probe {
+            calls: guest.calls.clone(),
+            refuse: false,
+        };
+        guest.transport.replace(Box::new(device)).unwrap();
+        assert_eq!(guest.read(VIRTIO_MMIO_DEVICE_ID), 42);
+        assert_eq!(guest.status(), 0);
+        guest.drive_to(DRIVER_OK);
+        assert_eq!(guest.activated(), was_live + 1);
     }
 }
