@@ -2,6 +2,7 @@
 
 mod boot;
 mod boot_net;
+mod boot_plug;
 mod boot_refusals;
 mod chaos;
 mod comparison;

@@ -254,6 +254,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_tap_goes_along_with_its_request() {
+        let (control, vmm) = pair();
+        let (tap, far) = nix::unistd::pipe().unwrap();
+        let vmm = std::thread::spawn(move || {
+            let mut packet = [0; MAX_PACKET_LEN];
+            let (length, mut came) = husk_vmm::scm::receive(&vmm, &mut packet).unwrap();
+            send(vmm.as_raw_fd(), br#""ok""#, MsgFlags::empty()).unwrap();
+            nix::unistd::write(&far, b"x").unwrap();
+            let mut byte = [0];
+            nix::unistd::read(came.pop().unwrap(), &mut byte).unwrap();
+            let request = serde_json::from_slice::<Request>(&packet[..length]).unwrap();
+            (request, byte, came.len())
+        });
+        let (mac, mtu) = ([2, 0, 0, 0, 0, 1], 1400);
+        control.plug_nic(3, Nic { tap, mac, mtu }).await.unwrap();
+        let (slot, mac) = (3, MacAddress(mac));
+        let expected = Request::PlugNic { slot, mac, mtu };
+        assert_eq!(vmm.join().unwrap(), (expected, [b'x'], 0));
+    }
+
+    #[tokio::test]
     async fn a_dead_vmm_is_an_error_for_every_later_request() {
         let (control, vmm) = pair();
         drop(vmm);

@@ -75,6 +75,7 @@ pub struct Sandbox {
     /// The VM's size.
     pub growth: Growth,
     /// The guest's network devices.
+    #[expect(dead_code, reason = "for who follows the pod's network")]
     pub nics: Nics,
     vmm: VmmProcess,
     stop: watch::Sender<Stop>,

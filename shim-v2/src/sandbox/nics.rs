@@ -44,6 +44,34 @@ pub enum NicError {
     },
 }
 
+/// Which slots are taken.
+struct Slots(Mutex<[bool; MAX_NICS as usize]>);
+
+impl Slots {
+    fn new(taken: usize) -> Self {
+        Self(Mutex::new(std::array::from_fn(|slot| slot < taken)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [bool; MAX_NICS as usize]> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first empty slot.
+    fn take(&self) -> Result<u32, NicError> {
+        let mut slots = self.lock();
+        let empty = (0..).zip(slots.iter_mut()).find(|(_, taken)| !**taken);
+        let (slot, taken) = empty.ok_or(NicError::Full)?;
+        *taken = true;
+        Ok(slot)
+    }
+
+    fn give_back(&self, slot: u32) {
+        if let Some(taken) = self.lock().get_mut(slot as usize) {
+            *taken = false;
+        }
+    }
+}
+
 /// A device of the running guest.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plugged {
@@ -55,19 +83,18 @@ pub struct Plugged {
 
 /// The slots of a VM.
 pub struct Nics {
-    taken: Mutex<[bool; MAX_NICS as usize]>,
+    slots: Slots,
     control: Control,
     agent: Agent,
 }
 
+#[expect(dead_code, reason = "for who follows the pod's network")]
 impl Nics {
     /// Of a VM that has booted with `at_boot` devices, which are in the first slots, in the
     /// order of its configuration.
     pub fn new(at_boot: usize, control: Control, agent: Agent) -> Self {
-        let mut taken = [false; MAX_NICS as usize];
-        taken.iter_mut().take(at_boot).for_each(|slot| *slot = true);
         Self {
-            taken: Mutex::new(taken),
+            slots: Slots::new(at_boot),
             control,
             agent,
         }
@@ -79,10 +106,10 @@ impl Nics {
     /// # Errors
     /// See [`NicError`]; the guest is then without the device and its tap is closed.
     pub async fn plug(&self, nic: Nic) -> Result<Plugged, NicError> {
-        let slot = self.take()?;
+        let slot = self.slots.take()?;
         let mac = nic.mac;
         if let Err(source) = self.control.plug_nic(slot, nic).await {
-            self.give_back(slot);
+            self.slots.give_back(slot);
             return Err(NicError::Vmm { slot, source });
         }
         let link = match self.agent.plug_nic(slot).await {
@@ -108,26 +135,25 @@ impl Nics {
         }
         let unplugged = self.control.unplug_nic(slot).await;
         unplugged.map_err(|source| NicError::Vmm { slot, source })?;
-        self.give_back(slot);
+        self.slots.give_back(slot);
         Ok(())
     }
+}
 
-    fn slots(&self) -> MutexGuard<'_, [bool; MAX_NICS as usize]> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// The first empty slot.
-    fn take(&self) -> Result<u32, NicError> {
-        let mut slots = self.slots();
-        let empty = (0..).zip(slots.iter_mut()).find(|(_, taken)| !**taken);
-        let (slot, taken) = empty.ok_or(NicError::Full)?;
-        *taken = true;
-        Ok(slot)
-    }
-
-    fn give_back(&self, slot: u32) {
-        if let Some(taken) = self.slots().get_mut(slot as usize) {
-            *taken = false;
-        }
+    #[test]
+    fn slots_are_taken_lowest_first_up_to_the_last() {
+        let slots = Slots::new(2);
+        let taken: Vec<u32> = std::iter::from_fn(|| slots.take().ok()).collect();
+        assert_eq!(taken, (2..MAX_NICS).collect::<Vec<_>>());
+        let error = slots.take().unwrap_err().to_string();
+        assert!(error.contains("has 16 network devices"), "{error}");
+        slots.give_back(7);
+        slots.give_back(MAX_NICS);
+        assert_eq!(slots.take().unwrap(), 7);
+        assert!(slots.take().is_err());
     }
 }
