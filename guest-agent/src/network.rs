@@ -6,10 +6,10 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
-use agent_protocol::agent::{Link, NetworkChange};
+use agent_protocol::agent::{Link, NetworkChange, NetworkRefusal};
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
@@ -84,40 +84,70 @@ pub fn loopback_up() -> Result<(), Error> {
     request.extend([0; 4]);
     request.extend(1_u32.to_ne_bytes());
     request.extend([up, up].concat());
-    configure(&[NetworkChange {
-        what: "link lo, up".to_owned(),
-        request,
-        ..Default::default()
-    }])
-}
-
-/// Has the kernel carry out the changes in order, up to the first that it refuses.
-pub fn configure(changes: &[NetworkChange]) -> Result<(), Error> {
-    let system = |errno| Error::System {
-        what: "talking to the kernel's network",
-        errno,
-    };
-    // Non-blocking: should an answer be missing, that is an error and no wait.
-    let kernel = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        SockProtocol::NetlinkRoute,
-    )
-    .map_err(system)?;
-    sys::explain_netlink_errors(kernel.as_fd()).map_err(system)?;
-    let mut answer = [0; ANSWER];
-    for change in changes {
-        send(kernel.as_raw_fd(), &change.request, MsgFlags::empty()).map_err(system)?;
-        let length = recv(kernel.as_raw_fd(), &mut answer, MsgFlags::empty()).map_err(system)?;
-        let answer = answer.get(..length).unwrap_or_default();
-        acknowledged(answer).map_err(|(errno, text)| Error::Network {
-            what: change.what.clone(),
+    let refused = Kernel::open()?.ask(&request)?.err();
+    refused.map_or(Ok(()), |(errno, text)| {
+        Err(Error::Network {
+            what: "link lo, up".to_owned(),
             errno,
             text,
-        })?;
+        })
+    })
+}
+
+/// Has the kernel carry out the changes in order. Returns those that it refused.
+pub fn configure(changes: &[NetworkChange]) -> Result<Vec<NetworkRefusal>, Error> {
+    let mut kernel = Kernel::open()?;
+    let mut refusals = Vec::new();
+    for (number, change) in (0..).zip(changes) {
+        if let Err((errno, text)) = kernel.ask(&change.request)? {
+            let what = change.what.clone();
+            let error = Error::Network { what, errno, text };
+            refusals.push(NetworkRefusal {
+                change: number,
+                errno: errno as i32,
+                text: error.to_string(),
+                ..Default::default()
+            });
+        }
     }
-    Ok(())
+    Ok(refusals)
+}
+
+/// A conversation with the kernel's network.
+struct Kernel {
+    socket: OwnedFd,
+    answer: [u8; ANSWER],
+}
+
+fn broken(errno: Errno) -> Error {
+    Error::System {
+        what: "talking to the kernel's network",
+        errno,
+    }
+}
+
+impl Kernel {
+    fn open() -> Result<Self, Error> {
+        // Non-blocking: should an answer be missing, that is an error and no wait.
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            SockProtocol::NetlinkRoute,
+        )
+        .map_err(broken)?;
+        sys::explain_netlink_errors(socket.as_fd()).map_err(broken)?;
+        let answer = [0; ANSWER];
+        Ok(Self { socket, answer })
+    }
+
+    /// Has it carry out a request; the inner error is its refusal.
+    fn ask(&mut self, request: &[u8]) -> Result<Result<(), (Errno, String)>, Error> {
+        let socket = self.socket.as_raw_fd();
+        send(socket, request, MsgFlags::empty()).map_err(broken)?;
+        let length = recv(socket, &mut self.answer, MsgFlags::empty()).map_err(broken)?;
+        Ok(acknowledged(self.answer.get(..length).unwrap_or_default()))
+    }
 }
 
 /// Reads the answer to a request: its error number and the kernel's explanation, if it has one.
@@ -227,8 +257,11 @@ mod tests {
             request,
             ..Default::default()
         };
-        let error = configure(&[change]).unwrap_err().to_string();
-        assert!(error.contains(what), "{error}");
-        assert!(configure(&[]).is_ok());
+        let refusals = configure(&[change.clone(), change]).unwrap();
+        let numbers: Vec<u32> = refusals.iter().map(|refusal| refusal.change).collect();
+        assert_eq!(numbers, [0, 1]);
+        assert_eq!(refusals[1].errno, libc::EOPNOTSUPP);
+        assert!(refusals[1].text.contains(what), "{}", refusals[1].text);
+        assert_eq!(configure(&[]).unwrap(), []);
     }
 }

@@ -7,12 +7,13 @@
 use std::sync::Arc;
 
 use agent_protocol::agent::{
-    CloseStdinRequest, ConfigureNetworkRequest, CreateContainerRequest, CreateContainerResponse,
-    DeleteProcessRequest, Empty, ExecProcessRequest, ExecProcessResponse, Link, ListLinksResponse,
-    ListPidsRequest, ListPidsResponse, NicSlot, PauseContainerRequest, PingRequest, PingResponse,
-    ReadCgroupRequest, ReadCgroupResponse, ResizePtyRequest, ResizeRequest, ResizeResponse,
-    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest,
-    WaitOomRequest, WaitOomResponse, WaitProcessRequest, WaitProcessResponse,
+    CloseStdinRequest, ConfigureNetworkRequest, ConfigureNetworkResponse, CreateContainerRequest,
+    CreateContainerResponse, DeleteProcessRequest, Empty, ExecProcessRequest, ExecProcessResponse,
+    Link, ListLinksResponse, ListPidsRequest, ListPidsResponse, NicSlot, PauseContainerRequest,
+    PingRequest, PingResponse, ReadCgroupRequest, ReadCgroupResponse, ResizePtyRequest,
+    ResizeRequest, ResizeResponse, ResumeContainerRequest, SignalProcessRequest,
+    StartContainerRequest, UpdateContainerRequest, WaitOomRequest, WaitOomResponse,
+    WaitProcessRequest, WaitProcessResponse,
 };
 use agent_protocol::agent_ttrpc::Agent;
 use async_trait::async_trait;
@@ -313,9 +314,11 @@ impl Agent for Service {
         &self,
         _: &TtrpcContext,
         request: ConfigureNetworkRequest,
-    ) -> ttrpc::Result<Empty> {
-        network::configure(&request.changes)?;
-        Ok(Empty::default())
+    ) -> ttrpc::Result<ConfigureNetworkResponse> {
+        Ok(ConfigureNetworkResponse {
+            refusals: network::configure(&request.changes)?,
+            ..Default::default()
+        })
     }
 
     async fn plug_nic(&self, _: &TtrpcContext, request: NicSlot) -> ttrpc::Result<Link> {

@@ -21,6 +21,7 @@ use crate::sandbox::agent::{AgentError, BellError};
 use crate::sandbox::boot::BootError;
 use crate::sandbox::control::ControlError;
 use crate::sandbox::network::NetworkError;
+use crate::sandbox::network::follow::FollowError;
 use crate::sandbox_api::pod::PodError;
 
 /// Any failure of a task call.
@@ -203,11 +204,12 @@ fn boot_code(error: &BootError) -> Code {
         BootError::Deadline => Code::DEADLINE_EXCEEDED,
         BootError::Cancelled => Code::CANCELLED,
         BootError::Hook(_) => Code::UNKNOWN,
-        BootError::Agent(error) => agent_code(error),
+        BootError::Agent(error) | BootError::Follow(FollowError::Agent(error)) => agent_code(error),
         BootError::Cgroup { .. }
         | BootError::Mount(_)
         | BootError::Host { .. }
         | BootError::Network(_)
+        | BootError::Follow(_)
         | BootError::Ended(_)
         | BootError::Bell(_)
         | BootError::Leftover(_) => Code::INTERNAL,

@@ -35,7 +35,12 @@ fn ms_per_mib(runtime: Runtime, task: &Task) -> f64 {
             .succeeded();
         let elapsed = start.elapsed().as_secs_f64() * 1000.0;
         let wanted = mib as usize * (1 << 20);
-        assert_eq!(output.stdout.len(), wanted, "{runtime:?}: {}", output.stderr);
+        assert_eq!(
+            output.stdout.len(),
+            wanted,
+            "{runtime:?}: {}",
+            output.stderr
+        );
         elapsed
     };
     time_ms(1);

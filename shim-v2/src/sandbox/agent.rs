@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use agent_protocol::agent::{
     Announce, ConfigureNetworkRequest, CreateContainerRequest, DeleteProcessRequest, Empty,
-    ExecProcessRequest, Link, ListPidsRequest, NetworkChange, NicSlot, PauseContainerRequest,
-    PingRequest, ReadCgroupRequest, ResizePtyRequest, ResizeRequest, ResizeResponse,
-    ResumeContainerRequest, SignalProcessRequest, StartContainerRequest, UpdateContainerRequest,
-    WaitOomRequest, WaitProcessRequest,
+    ExecProcessRequest, Link, ListPidsRequest, NetworkChange, NetworkRefusal, NicSlot,
+    PauseContainerRequest, PingRequest, ReadCgroupRequest, ResizePtyRequest, ResizeRequest,
+    ResizeResponse, ResumeContainerRequest, SignalProcessRequest, StartContainerRequest,
+    UpdateContainerRequest, WaitOomRequest, WaitProcessRequest,
 };
 use agent_protocol::agent_ttrpc::AgentClient;
 use agent_protocol::{MAX_ANNOUNCE_LEN, RPC_PORT, VERSION};
@@ -213,16 +213,24 @@ impl Agent {
         Ok(self.call("ListLinks", Some(NETWORK), call).await?.links)
     }
 
-    /// Changes the guest's network.
-    pub async fn configure_network(&self, changes: Vec<NetworkChange>) -> Result<(), AgentError> {
+    /// Changes the guest's network. Returns what it refused.
+    pub async fn configure_network(
+        &self,
+        changes: Vec<NetworkChange>,
+    ) -> Result<Vec<NetworkRefusal>, AgentError> {
+        let most = changes.len();
         let request = ConfigureNetworkRequest {
             changes,
             ..ConfigureNetworkRequest::default()
         };
         let call = self.client.configure_network(within(NETWORK), &request);
-        self.call("ConfigureNetwork", Some(NETWORK), call)
-            .await
-            .map(drop)
+        let answer = self.call("ConfigureNetwork", Some(NETWORK), call).await?;
+        let mut refusals = answer.refusals;
+        refusals.truncate(most);
+        for refusal in &mut refusals {
+            refusal.text = bounded(&refusal.text);
+        }
+        Ok(refusals)
     }
 
     /// Has the guest take the network device that is in a slot. Returns its link.

@@ -27,7 +27,7 @@ use super::agent::{self, Agent, AgentError, BellError};
 use super::cleanup::CleanupError;
 use super::control::Control;
 use super::growth::{Growth, Sizing};
-use super::network::scan::Scan;
+use super::network::follow::{FollowError, Follower};
 use super::network::{self, Network, NetworkError, Nic, forward};
 use super::nics::Nics;
 use super::oom_score;
@@ -103,6 +103,9 @@ pub enum BootError {
     /// The pod's network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The guest's share of it.
+    #[error(transparent)]
+    Follow(#[from] FollowError),
     /// The VMM ended while booting.
     #[error("the virtual machine did not boot: {0}")]
     Ended(String),
@@ -179,11 +182,7 @@ pub async fn boot(
     let pid = vmm.pid().unsigned_abs();
     let ran = async { Ok(hooks.create(&file, pid).await?) };
     unless_over(ran, vmm.gone(), cancelled.clone()).await?;
-    let Network {
-        nics,
-        scan,
-        loopback,
-    } = connect_network(file.clone(), pid, netns_path).await?;
+    let (nics, mut network) = connect_network(file.clone(), pid, netns_path).await?;
     let nonce = nonce().map_err(host("read random bytes"))?;
     let document = VmConfig {
         net: nics.iter().enumerate().map(net_config).collect(),
@@ -205,12 +204,12 @@ pub async fn boot(
     drop(bell);
     fs::remove_file(vsock.path(&bell_name())).map_err(host("close the bell"))?;
     let agent = Agent::connect(&vsock, vmm.gone()).await?;
-    configure_network(&agent, &scan).await?;
-    if let Some(loopback) = loopback {
-        let started = forward::start(loopback, vsock.clone(), vmm.gone());
-        started.map_err(host("serve the pod's loopback"))?;
+    if let Some(loopback) = network.loopback.take() {
+        forward::start(loopback, vsock.clone(), vmm.gone())
+            .map_err(host("serve the pod's loopback"))?;
     }
-    let nics = Nics::new(scan.links.len(), control.clone(), agent.clone());
+    let slots = Nics::new(network.redirects.len(), control.clone(), agent.clone());
+    let network = Follower::start(network, slots, agent.clone(), vmm.gone()).await?;
     let growth = Growth::start(sizing, size, ceiling, control.clone(), agent.clone());
     Ok(Sandbox {
         file,
@@ -218,7 +217,7 @@ pub async fn boot(
         vsock,
         control,
         growth,
-        nics,
+        network,
         vmm,
         stop: watch::Sender::new(Stop::No),
     })
@@ -229,22 +228,13 @@ async fn connect_network(
     file: Arc<StateFile>,
     vmm: u32,
     name: Option<PathBuf>,
-) -> Result<Network, BootError> {
+) -> Result<(Vec<Nic>, Network), BootError> {
     let own = PathBuf::from(format!("/proc/{vmm}/ns/net"));
-    let connect = move || network::connect(&file, &own, name.as_deref());
+    let connect = move || network::connect(file, &own, name);
     let connected = tokio::task::spawn_blocking(connect).await;
     let network =
         connected.map_err(|error| host("connect the network")(io::Error::other(error)))?;
     Ok(network?)
-}
-
-/// Gives the guest's devices the names, addresses, routes and rules of the pod's.
-async fn configure_network(agent: &Agent, scan: &Scan) -> Result<(), BootError> {
-    if scan.links.is_empty() {
-        return Ok(());
-    }
-    let changes = network::mirror::changes(scan, &agent.links().await?)?;
-    Ok(agent.configure_network(changes).await?)
 }
 
 /// Waits until the agent announced itself.

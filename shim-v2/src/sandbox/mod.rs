@@ -43,7 +43,7 @@ use tokio::time::timeout;
 use agent::{Agent, AgentError};
 use control::{Control, ControlError};
 use growth::Growth;
-use nics::Nics;
+use network::follow::Follower;
 use state_file::StateFile;
 use vmm_process::VmmProcess;
 use vsock::Vsock;
@@ -74,9 +74,8 @@ pub struct Sandbox {
     pub control: Control,
     /// The VM's size.
     pub growth: Growth,
-    /// The guest's network devices.
-    #[expect(dead_code, reason = "for who follows the pod's network")]
-    pub nics: Nics,
+    /// The pod's network, which the guest's follows.
+    pub network: Follower,
     vmm: VmmProcess,
     stop: watch::Sender<Stop>,
 }
@@ -131,6 +130,7 @@ impl Sandbox {
             let sandbox = self.clone();
             tokio::spawn(async move {
                 sandbox.end_vm().await;
+                sandbox.network.ended().await;
                 crate::log::timeline("gone");
                 release(sandbox.file.clone()).await;
                 sandbox.stop.send_replace(Stop::Done);

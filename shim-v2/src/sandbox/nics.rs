@@ -88,7 +88,6 @@ pub struct Nics {
     agent: Agent,
 }
 
-#[expect(dead_code, reason = "for who follows the pod's network")]
 impl Nics {
     /// Of a VM that has booted with `at_boot` devices, which are in the first slots, in the
     /// order of its configuration.

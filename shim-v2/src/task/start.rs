@@ -67,6 +67,8 @@ pub async fn start(shim: Arc<Shim>, request: StartRequest) -> Result<StartRespon
 }
 
 async fn start_init(shim: &Shim, sandbox: &Sandbox, container: &Container) -> Result<(), Error> {
+    // What was put into the pod's network since Create is there when the program looks.
+    sandbox.network.settle().await;
     sandbox.agent.start(&container.id).await?;
     crate::log::timeline("container_started");
     if let Err(error) = hooks::poststart(&sandbox.file, &container.id, container.pid).await {

@@ -17,10 +17,8 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
 
 use super::netlink::{Netlink, NetlinkError};
+use super::scan::LOOPBACK;
 use crate::sys;
-
-/// The number of lo in every namespace (`LOOPBACK_IFINDEX`).
-const LO: u32 = 1;
 
 /// Opcodes: class, size or operation, and source (K: immediate, X: register), see
 /// Documentation/bpf/standardization/instruction-set.rst.
@@ -101,7 +99,7 @@ pub fn take_over() -> io::Result<Loopback> {
 /// Brings up lo of a namespace of our own.
 pub fn up(netlink: &mut Netlink) -> Result<(), NetlinkError> {
     let mut lo = LinkMessage::default();
-    lo.header.index = LO;
+    lo.header.index = LOOPBACK;
     lo.header.flags = LinkFlags::Up;
     lo.header.change_mask = LinkFlags::Up;
     netlink.change(0, RouteNetlinkMessage::SetLink(lo))

@@ -1,4 +1,5 @@
-//! What was scanned on the host becomes requests to the guest's kernel. Pure functions.
+//! What was scanned on the host becomes items that the guest is to have, each with the requests
+//! to its kernel that give and remove it. Pure functions.
 //!
 //! The guest's kernel shall add nothing by itself: no link-local address of its own, no
 //! prefix route for an address (a plugin may have removed it), no duplicate address
@@ -7,8 +8,8 @@
 
 use std::net::IpAddr;
 
-use agent_protocol::agent::{Link as GuestLink, NetworkChange};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_REPLACE};
+use agent_protocol::agent::Link as GuestLink;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
@@ -20,10 +21,10 @@ use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags,
 };
-use netlink_packet_route::rule::{RuleAttribute, RuleMessage};
+use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
 use super::NetworkError;
-use super::netlink::packet;
+use super::difference::{Item, Kind, out_of_the_way};
 use super::scan::{LOOPBACK, Link, Scan, table};
 
 /// Flags of a link that a plugin may have set, besides that it is up.
@@ -36,76 +37,115 @@ const ADDRESS_FLAGS: AddressFlags = AddressFlags::Homeaddress
     .union(AddressFlags::Managetempaddr)
     .union(AddressFlags::Mcautojoin);
 
-/// Names of links by their numbers on the host and in the guest.
-struct Links<'a>(Vec<(&'a Link, &'a GuestLink)>);
+/// Smallest MTU with which a link has IPv6 (RFC 8200, 5).
+const IPV6_MIN_MTU: u32 = 1280;
 
-/// The requests that give the guest, which has the links `guest`, what was scanned, in order.
+/// The number of a link in the pod's namespace and that of the guest's device for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pair {
+    /// In the pod's namespace.
+    pub host: u32,
+    /// In the guest.
+    pub guest: u32,
+}
+
+/// Finds the guest's device of each link by its Ethernet address. Links with the same one,
+/// which those of an ipvlan have, are told apart by their order.
 ///
 /// # Errors
 /// [`NetworkError::Missing`] if the guest lacks a link.
-pub fn changes(scan: &Scan, guest: &[GuestLink]) -> Result<Vec<NetworkChange>, NetworkError> {
-    let links = Links::pair(&scan.links, guest)?;
-    let mut changes = links.free_names();
-    for (link, there) in &links.0 {
-        changes.push(set_up(link, there.index));
+pub fn pair(host: &[Link], guest: &[GuestLink]) -> Result<Vec<Pair>, NetworkError> {
+    let mut free: Vec<&GuestLink> = guest.iter().collect();
+    free.sort_by_key(|link| link.index);
+    let mut pairs = Vec::new();
+    for link in host {
+        let found = free.iter().position(|there| there.mac == link.mac);
+        let Some(found) = found else {
+            let name = link.name.clone();
+            return Err(NetworkError::Missing { name });
+        };
+        pairs.push(Pair {
+            host: link.index,
+            guest: free.remove(found).index,
+        });
     }
-    for (link, there) in &links.0 {
-        if link.flags.contains(LinkFlags::Up) {
-            changes.push(bring_up(link, there.index));
-        }
-    }
+    Ok(pairs)
+}
+
+/// What a guest that has the links of `pairs` is to have, in the order in which it can be given.
+pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
+    let mirror = Mirror { scan, pairs };
+    let links = || {
+        let guest = |link: &Link| mirror.index(link.index);
+        let links = scan.links.iter();
+        links.filter_map(move |link| Some((link, guest(link)?)))
+    };
+    let up = |(link, _): &(&Link, u32)| link.flags.contains(LinkFlags::Up);
+    let mut items: Vec<Item> = links().map(|(link, index)| set_up(link, index)).collect();
+    items.extend(
+        links()
+            .filter(up)
+            .map(|(link, index)| bring_up(link, index)),
+    );
     let addresses = scan.addresses.iter();
-    changes.extend(addresses.filter_map(|address| links.address(address)));
+    items.extend(addresses.filter_map(|address| mirror.address(address)));
     let mut routes: Vec<&RouteMessage> = scan.routes.iter().collect();
     // A gateway must be reachable by a route that exists already.
     routes.sort_by_key(|route| has_gateway(route));
-    changes.extend(routes.into_iter().filter_map(|route| links.route(route)));
-    changes.extend(scan.rules.iter().map(rule));
+    items.extend(routes.into_iter().filter_map(|route| mirror.route(route)));
+    items.extend(scan.rules.iter().map(rule));
     let neighbours = scan.neighbours.iter();
-    changes.extend(neighbours.filter_map(|neighbour| links.neighbour(neighbour)));
-    Ok(changes)
-}
-
-fn change(what: String, flags: u16, request: RouteNetlinkMessage) -> NetworkChange {
-    NetworkChange {
-        what,
-        request: packet(NLM_F_ACK | flags, 1, request),
-        ..NetworkChange::default()
-    }
-}
-
-fn set_link(what: String, index: u32, change_it: impl FnOnce(&mut LinkMessage)) -> NetworkChange {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    change_it(&mut message);
-    change(what, 0, RouteNetlinkMessage::SetLink(message))
+    items.extend(neighbours.filter_map(|neighbour| mirror.neighbour(neighbour)));
+    items
 }
 
 /// All but up: an address of its own would be made at that moment.
-fn set_up(link: &Link, index: u32) -> NetworkChange {
-    let own_addresses = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-    let mut attributes = vec![
+fn set_up(link: &Link, index: u32) -> Item {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = link.flags & LINK_FLAGS;
+    message.header.change_mask = LINK_FLAGS;
+    message.attributes = vec![
         LinkAttribute::IfName(link.name.clone()),
+        LinkAttribute::Address(link.mac.to_vec()),
         LinkAttribute::Mtu(link.mtu),
-        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![own_addresses])]),
+        LinkAttribute::IfAlias(link.alias.clone().unwrap_or_default()),
     ];
-    attributes.extend(link.tx_queue_len.map(LinkAttribute::TxQueueLen));
-    attributes.extend(link.alias.clone().map(LinkAttribute::IfAlias));
-    set_link(format!("link {}", link.name), index, |message| {
-        message.header.flags = link.flags & LINK_FLAGS;
-        message.header.change_mask = LINK_FLAGS;
-        message.attributes = attributes;
-    })
+    if link.mtu >= IPV6_MIN_MTU {
+        let own_addresses = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let inet6 = AfSpecUnspec::Inet6(vec![own_addresses]);
+        let attribute = LinkAttribute::AfSpecUnspec(vec![inet6]);
+        message.attributes.push(attribute);
+    }
+    let queue = link.tx_queue_len.map(LinkAttribute::TxQueueLen);
+    message.attributes.extend(queue);
+    let name = link.name.clone();
+    Item::new(
+        format!("link {name}"),
+        Kind::Link { index, name },
+        (0, RouteNetlinkMessage::SetLink(message)),
+        out_of_the_way(index),
+    )
 }
 
-fn bring_up(link: &Link, index: u32) -> NetworkChange {
-    set_link(format!("link {}, up", link.name), index, |message| {
-        message.header.flags = LinkFlags::Up;
+fn bring_up(link: &Link, index: u32) -> Item {
+    let to = |flags| {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = flags;
         message.header.change_mask = LinkFlags::Up;
-    })
+        RouteNetlinkMessage::SetLink(message)
+    };
+    let what = format!("link {}, up", link.name);
+    Item::new(
+        what,
+        Kind::Up,
+        (0, to(LinkFlags::Up)),
+        to(LinkFlags::empty()),
+    )
 }
 
-fn rule(rule: &RuleMessage) -> NetworkChange {
+fn rule(rule: &RuleMessage) -> Item {
     let priority = rule
         .attributes
         .iter()
@@ -114,58 +154,35 @@ fn rule(rule: &RuleMessage) -> NetworkChange {
             _ => None,
         });
     let what = format!("rule {}", priority.unwrap_or_default());
-    let request = RouteNetlinkMessage::NewRule(rule.clone());
-    change(what, NLM_F_CREATE, request)
+    let mut wanted = rule.clone();
+    // The others tell whether a link of the name exists.
+    wanted.header.flags &= RuleFlags::Invert;
+    let add = RouteNetlinkMessage::NewRule(wanted.clone());
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    let remove = RouteNetlinkMessage::DelRule(wanted);
+    Item::new(what, Kind::Rule, (flags, add), remove)
 }
 
-impl<'a> Links<'a> {
-    /// Links with the same Ethernet address, which those of an ipvlan have, are told apart by
-    /// their order.
-    fn pair(host: &'a [Link], guest: &'a [GuestLink]) -> Result<Self, NetworkError> {
-        let mut free: Vec<&GuestLink> = guest.iter().collect();
-        free.sort_by_key(|link| link.index);
-        let mut pairs = Vec::new();
-        for link in host {
-            let found = free.iter().position(|there| there.mac == link.mac);
-            let Some(found) = found else {
-                let name = link.name.clone();
-                return Err(NetworkError::Missing { name });
-            };
-            pairs.push((link, free.remove(found)));
-        }
-        Ok(Self(pairs))
-    }
+struct Mirror<'a> {
+    scan: &'a Scan,
+    pairs: &'a [Pair],
+}
 
-    /// Renames the links whose names others are to get.
-    fn free_names(&self) -> Vec<NetworkChange> {
-        let wanted = |name: &str| self.0.iter().any(|(link, _)| link.name == name);
-        let mut changes = Vec::new();
-        for (link, there) in &self.0 {
-            if there.name != link.name && wanted(&there.name) {
-                let name = format!("husk{}", there.index);
-                let what = format!("link {}, out of the way", there.name);
-                changes.push(set_link(what, there.index, |message| {
-                    message.attributes = vec![LinkAttribute::IfName(name)];
-                }));
-            }
-        }
-        changes
-    }
-
+impl Mirror<'_> {
     fn index(&self, host: u32) -> Option<u32> {
         if host == LOOPBACK {
             return Some(LOOPBACK);
         }
-        let pair = self.0.iter().find(|(link, _)| link.index == host);
-        pair.map(|(_, there)| there.index)
+        let pair = self.pairs.iter().find(|pair| pair.host == host);
+        pair.map(|pair| pair.guest)
     }
 
     fn name(&self, host: u32) -> &str {
-        let pair = self.0.iter().find(|(link, _)| link.index == host);
-        pair.map_or("lo", |(link, _)| &link.name)
+        let link = self.scan.links.iter().find(|link| link.index == host);
+        link.map_or("lo", |link| &link.name)
     }
 
-    fn address(&self, address: &AddressMessage) -> Option<NetworkChange> {
+    fn address(&self, address: &AddressMessage) -> Option<Item> {
         let mut wanted = address.clone();
         wanted.header.index = self.index(address.header.index)?;
         let mut flags = AddressFlags::from_bits_retain(address.header.flags.bits().into());
@@ -203,12 +220,24 @@ impl<'a> Links<'a> {
             "address {ip}/{prefix} of {}",
             self.name(address.header.index)
         );
-        let request = RouteNetlinkMessage::NewAddress(wanted);
-        Some(change(what, NLM_F_CREATE | NLM_F_REPLACE, request))
+        // All that cannot be changed in place.
+        let mut known = wanted.clone();
+        known.attributes.retain(|attribute| {
+            matches!(
+                attribute,
+                AddressAttribute::Address(_)
+                    | AddressAttribute::Local(_)
+                    | AddressAttribute::Broadcast(_)
+            )
+        });
+        let add = RouteNetlinkMessage::NewAddress(wanted);
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        let remove = RouteNetlinkMessage::DelAddress(known);
+        Some(Item::new(what, Kind::Address, (flags, add), remove))
     }
 
     /// `None` for a route by a link that is not carried.
-    fn route(&self, route: &RouteMessage) -> Option<NetworkChange> {
+    fn route(&self, route: &RouteMessage) -> Option<Item> {
         let mut wanted = route.clone();
         wanted.header.flags &= RouteFlags::Onlink;
         wanted.attributes.clear();
@@ -240,11 +269,13 @@ impl<'a> Links<'a> {
             });
         }
         let what = format!("route {}", describe(route));
-        let request = RouteNetlinkMessage::NewRoute(wanted);
-        Some(change(what, NLM_F_CREATE | NLM_F_APPEND, request))
+        let add = RouteNetlinkMessage::NewRoute(wanted.clone());
+        let flags = NLM_F_CREATE | NLM_F_APPEND;
+        let remove = RouteNetlinkMessage::DelRoute(wanted);
+        Some(Item::new(what, Kind::Route, (flags, add), remove))
     }
 
-    fn neighbour(&self, neighbour: &NeighbourMessage) -> Option<NetworkChange> {
+    fn neighbour(&self, neighbour: &NeighbourMessage) -> Option<Item> {
         let mut wanted = neighbour.clone();
         wanted.header.ifindex = self.index(neighbour.header.ifindex)?;
         wanted.attributes.retain(|attribute| {
@@ -256,8 +287,13 @@ impl<'a> Links<'a> {
             )
         });
         let what = format!("neighbour of {}", self.name(neighbour.header.ifindex));
-        let request = RouteNetlinkMessage::NewNeighbour(wanted);
-        Some(change(what, NLM_F_CREATE | NLM_F_REPLACE, request))
+        let mut known = wanted.clone();
+        let is_name = |attribute: &_| matches!(attribute, NeighbourAttribute::Destination(_));
+        known.attributes.retain(is_name);
+        let add = RouteNetlinkMessage::NewNeighbour(wanted);
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        let remove = RouteNetlinkMessage::DelNeighbour(known);
+        Some(Item::new(what, Kind::Neighbour, (flags, add), remove))
     }
 }
 

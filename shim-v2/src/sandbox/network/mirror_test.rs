@@ -35,27 +35,27 @@ fn one_link() -> (Scan, Vec<GuestLink>) {
     (scan, vec![there(2, "eth0", 1)])
 }
 
-fn request(change: &NetworkChange) -> RouteNetlinkMessage {
-    match NetlinkMessage::deserialize(&change.request)
-        .unwrap()
-        .payload
-    {
+fn request(packet: &[u8]) -> RouteNetlinkMessage {
+    match NetlinkMessage::deserialize(packet).unwrap().payload {
         NetlinkPayload::InnerMessage(message) => message,
         other => panic!("{other:?}"),
     }
 }
 
-fn whats(changes: &[NetworkChange]) -> Vec<&str> {
-    changes.iter().map(|change| change.what.as_str()).collect()
+fn mirrored((scan, guest): (Scan, Vec<GuestLink>)) -> Vec<Item> {
+    items(&scan, &pair(&scan.links, &guest).unwrap())
+}
+
+fn whats(items: &[Item]) -> Vec<&str> {
+    items.iter().map(|item| item.what.as_str()).collect()
 }
 
 #[test]
 fn a_link_is_set_up_before_it_is_brought_up() {
-    let (scan, guest) = one_link();
-    let changes = changes(&scan, &guest).unwrap();
-    assert_eq!(whats(&changes), ["link eth0", "link eth0, up"]);
-    let RouteNetlinkMessage::SetLink(message) = request(&changes[0]) else {
-        panic!("{changes:?}");
+    let items = mirrored(one_link());
+    assert_eq!(whats(&items), ["link eth0", "link eth0, up"]);
+    let RouteNetlinkMessage::SetLink(message) = request(&items[0].add) else {
+        panic!("{items:?}");
     };
     assert_eq!(message.header.index, 2);
     assert_eq!(message.header.flags, LinkFlags::Multicast);
@@ -63,28 +63,28 @@ fn a_link_is_set_up_before_it_is_brought_up() {
     let none = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
     let none = LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![none])]);
     assert!(message.attributes.contains(&none), "{message:?}");
+    for (packet, flags) in [
+        (&items[1].add, LinkFlags::Up),
+        (&items[1].remove, LinkFlags::empty()),
+    ] {
+        let RouteNetlinkMessage::SetLink(message) = request(packet) else {
+            panic!("{items:?}");
+        };
+        assert_eq!(message.header.flags, flags);
+        assert_eq!(message.header.change_mask, LinkFlags::Up);
+    }
 }
 
 #[test]
-fn names_that_are_taken_are_freed_first() {
-    let scan = Scan {
-        links: vec![link(3, "eth1", 1), link(5, "eth0", 2), link(6, "net1", 3)],
-        ..Scan::default()
+fn a_link_too_narrow_for_ipv6_is_told_nothing_of_it() {
+    let (mut scan, guest) = one_link();
+    scan.links[0].mtu = 1279;
+    let items = mirrored((scan, guest));
+    let RouteNetlinkMessage::SetLink(message) = request(&items[0].add) else {
+        panic!("{items:?}");
     };
-    let guest = [
-        there(2, "eth0", 1),
-        there(3, "eth1", 2),
-        there(4, "eth2", 3),
-    ];
-    let changes = changes(&scan, &guest).unwrap();
-    assert_eq!(
-        whats(&changes)[..3],
-        [
-            "link eth0, out of the way",
-            "link eth1, out of the way",
-            "link eth1"
-        ]
-    );
+    let inet6 = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::AfSpecUnspec(_));
+    assert!(!message.attributes.iter().any(inet6), "{message:?}");
 }
 
 #[test]
@@ -94,13 +94,10 @@ fn links_with_one_address_are_told_apart_by_their_order() {
         ..Scan::default()
     };
     let guest = [there(9, "b", 1), there(4, "a", 1)];
-    let links = Links::pair(&scan.links, &guest).unwrap();
-    assert_eq!((links.index(3), links.index(5)), (Some(4), Some(9)));
-    assert_eq!(
-        (links.index(LOOPBACK), links.index(8)),
-        (Some(LOOPBACK), None)
-    );
-    let missing = changes(&scan, &guest[..1]).unwrap_err().to_string();
+    let pairs = pair(&scan.links, &guest).unwrap();
+    let numbers: Vec<_> = pairs.iter().map(|pair| (pair.host, pair.guest)).collect();
+    assert_eq!(numbers, [(3, 4), (5, 9)]);
+    let missing = pair(&scan.links, &guest[..1]).unwrap_err().to_string();
     assert!(missing.contains("net1"), "{missing}");
 }
 
@@ -120,10 +117,10 @@ fn an_address_brings_no_route_and_is_not_contested() {
         AddressAttribute::Flags(AddressFlags::Permanent | AddressFlags::Tentative),
     ];
     scan.addresses = vec![address];
-    let changes = changes(&scan, &guest).unwrap();
-    assert_eq!(changes[2].what, "address fd00::2/64 of eth0");
-    let RouteNetlinkMessage::NewAddress(message) = request(&changes[2]) else {
-        panic!("{changes:?}");
+    let items = mirrored((scan, guest));
+    assert_eq!(items[2].what, "address fd00::2/64 of eth0");
+    let RouteNetlinkMessage::NewAddress(message) = request(&items[2].add) else {
+        panic!("{items:?}");
     };
     assert_eq!(message.header.index, 2);
     let flags = AddressFlags::Noprefixroute | AddressFlags::Nodad;
@@ -132,6 +129,11 @@ fn an_address_brings_no_route_and_is_not_contested() {
         AddressAttribute::Flags(flags),
     ];
     assert_eq!(message.attributes, expected);
+    let RouteNetlinkMessage::DelAddress(message) = request(&items[2].remove) else {
+        panic!("{items:?}");
+    };
+    assert_eq!(message.header.index, 2);
+    assert_eq!(message.attributes, expected[..1]);
 }
 
 fn route(destination: &str, attributes: &[RouteAttribute]) -> RouteMessage {
@@ -166,25 +168,56 @@ fn routes_by_a_gateway_come_after_those_that_lead_to_it() {
         route("10.2.0.0", &[RouteAttribute::Oif(44)]),
     ];
     scan.routes[0].header.flags = RouteFlags::Onlink | RouteFlags::Dead;
-    let changes = changes(&scan, &guest).unwrap();
+    let items = mirrored((scan, guest));
     let expected = [
         "route 10.0.0.0/24 in table 254",
         "route default in table 254",
         "route 10.1.0.0/24 in table 254",
     ];
-    assert_eq!(whats(&changes)[2..], expected);
-    let RouteNetlinkMessage::NewRoute(default) = request(&changes[3]) else {
-        panic!("{changes:?}");
+    assert_eq!(whats(&items)[2..], expected);
+    let RouteNetlinkMessage::NewRoute(default) = request(&items[3].add) else {
+        panic!("{items:?}");
     };
     assert_eq!(default.header.flags, RouteFlags::Onlink);
     let expected = [gateway("10.0.0.1"), RouteAttribute::Oif(2)];
     assert_eq!(default.attributes, expected);
-    let RouteNetlinkMessage::NewRoute(multipath) = request(&changes[4]) else {
-        panic!("{changes:?}");
+    let RouteNetlinkMessage::NewRoute(multipath) = request(&items[4].add) else {
+        panic!("{items:?}");
     };
     let RouteAttribute::MultiPath(hops) = &multipath.attributes[1] else {
         panic!("{multipath:?}");
     };
     assert_eq!(hops[0].interface_index, 2);
     assert_eq!(hops[0].flags, RouteNextHopFlags::Onlink);
+    let RouteNetlinkMessage::DelRoute(removed) = request(&items[4].remove) else {
+        panic!("{items:?}");
+    };
+    assert_eq!(removed, multipath);
+}
+
+#[test]
+fn what_belongs_to_a_link_that_is_not_carried_is_left_out() {
+    let (mut scan, guest) = one_link();
+    scan.links.push(link(9, "net1", 2));
+    let pairs = pair(&scan.links[..1], &guest).unwrap();
+    let mut address = AddressMessage::default();
+    address.header.index = 9;
+    let ip = "10.0.0.2".parse().unwrap();
+    address.attributes = vec![AddressAttribute::Address(ip)];
+    scan.addresses = vec![address];
+    scan.routes = vec![route("10.0.0.0", &[RouteAttribute::Oif(9)])];
+    let items = items(&scan, &pairs);
+    assert_eq!(whats(&items), ["link eth0", "link eth0, up"]);
+}
+
+#[test]
+fn a_rule_is_the_same_whether_its_link_is_there_or_not() {
+    let (mut scan, guest) = one_link();
+    let mut detached = RuleMessage::default();
+    detached.header.flags = RuleFlags::Invert;
+    let attached = detached.clone();
+    detached.header.flags |= RuleFlags::IifDetached;
+    scan.rules = vec![attached, detached];
+    let items = mirrored((scan, guest));
+    assert_eq!(items[2], items[3]);
 }

@@ -16,7 +16,14 @@
 //!
 //! A tap ends with its last descriptor. What was added to a link is recorded before, and
 //! removed by clean-up.
+//!
+//! So it is at the boot, and so it stays: what changes in the namespace while the pod runs, the
+//! kernel tells ([`events`]), and the guest is given the difference ([`difference`],
+//! [`follow`]).
 
+pub mod difference;
+pub mod events;
+pub mod follow;
 pub mod forward;
 pub mod loopback;
 pub mod mirror;
@@ -30,6 +37,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use husk_vmm::config::MAX_NICS;
@@ -40,7 +48,7 @@ use thiserror::Error;
 use self::loopback::Loopback;
 use self::netlink::{Netlink, NetlinkError};
 use self::redirect::Redirect;
-use self::scan::Scan;
+use self::scan::{Link, Scan};
 use super::state_file::StateFile;
 
 /// Why the guest does not have the pod's network.
@@ -62,6 +70,12 @@ pub enum NetworkError {
         /// Why.
         source: NetlinkError,
     },
+    /// Changes cannot be noticed.
+    #[error("the pod's network namespace cannot be followed")]
+    Follow(#[source] io::Error),
+    /// lo of a namespace that nobody else sets up.
+    #[error("the link lo of the pod's new network namespace cannot be brought up")]
+    Loopback(#[source] NetlinkError),
     /// A link that a guest cannot have.
     #[error(
         "link {name} of the pod's network namespace {problem}, which a virtual machine cannot carry: take it down or out of the namespace, or use another runtime"
@@ -111,6 +125,9 @@ pub enum NetworkError {
         /// The link.
         name: String,
     },
+    /// The guest did not take something.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// A device of the guest.
@@ -124,16 +141,193 @@ pub struct Nic {
     pub mtu: u16,
 }
 
-/// The pod's network, ready for a guest.
+/// What was found in the pod's network namespace, and connected.
 #[derive(Debug)]
 pub struct Network {
-    /// The devices, in the order of [`Scan::links`].
-    pub nics: Vec<Nic>,
+    /// The namespace.
+    pub netns: Netns,
+    /// Where its later changes are told.
+    pub events: OwnedFd,
     /// What is to be set in the guest.
     pub scan: Scan,
+    /// What was added to the links, in the order of [`Scan::links`].
+    pub redirects: Vec<Redirect>,
     /// What the host dials on the namespace's loopback; `None` where the kernel cannot have
     /// it taken over.
     pub loopback: Option<Loopback>,
+}
+
+/// The pod's network namespace, and the record of what is added to it. Its functions block, but
+/// never for long.
+#[derive(Debug)]
+pub struct Netns {
+    namespace: Namespace,
+    /// The path that names it also when the VMM is gone. A namespace without one ends with the
+    /// VMM, and takes everything along.
+    name: Option<PathBuf>,
+    file: Arc<StateFile>,
+}
+
+/// Connects the network namespace `own` of the VMM: scans it, makes the taps and the redirects.
+/// The devices are in the order of [`Scan::links`]. `name` is the path that names it also when
+/// the VMM is gone.
+///
+/// # Errors
+/// See [`NetworkError`]. What was made until then is on record.
+pub fn connect(
+    file: Arc<StateFile>,
+    own: &Path,
+    name: Option<PathBuf>,
+) -> Result<(Vec<Nic>, Network), NetworkError> {
+    let namespace = Namespace::open(own)?;
+    let netns = Netns {
+        namespace,
+        name,
+        file,
+    };
+    let (events, scan, connected, loopback) = netns.namespace.within(|netlink| {
+        // Before the first look, so that nothing is missed between the two.
+        let events = events::open().map_err(NetworkError::Follow)?;
+        if netns.name.is_none() {
+            loopback::up(netlink).map_err(NetworkError::Loopback)?;
+        }
+        let mut scan = scan::scan(netlink)?;
+        if let Some(problem) = scan.problems.pop() {
+            return Err(problem);
+        }
+        let found = scan.links.len();
+        if found > MAX_NICS as usize {
+            return Err(NetworkError::TooMany { found });
+        }
+        let attach = |link| netns.attach_with(netlink, link);
+        let connected: Result<Vec<_>, _> = scan.links.iter().map(attach).collect();
+        Ok((events, scan, connected?, take_over_loopback()))
+    })?;
+    let (nics, redirects) = connected.into_iter().unzip();
+    let network = Network {
+        netns,
+        events,
+        scan,
+        redirects,
+        loopback,
+    };
+    Ok((nics, network))
+}
+
+/// Without it a pod does all but port-forward.
+fn take_over_loopback() -> Option<Loopback> {
+    let taken = loopback::take_over();
+    let warn = |error: &io::Error| log::warn!("port-forward will not work for this pod: {error}");
+    taken.inspect_err(warn).ok()
+}
+
+impl Netns {
+    /// Reads it once more. Returns also the links that have a queueing discipline for filters:
+    /// one that had ours and left the namespace has lost it, though it may have come back.
+    ///
+    /// # Errors
+    /// See [`NetworkError`].
+    pub fn look(&self) -> Result<(Scan, Vec<u32>), NetworkError> {
+        self.namespace.within(|netlink| {
+            let scan = scan::scan(netlink)?;
+            let what = "queueing disciplines";
+            let filtered = redirect::filtered(netlink);
+            let filtered = filtered.map_err(|source| NetworkError::List { what, source })?;
+            Ok((scan, filtered))
+        })
+    }
+
+    /// Connects a link to a new tap.
+    ///
+    /// # Errors
+    /// See [`NetworkError`]; nothing is left then.
+    pub fn attach(&self, link: &Link) -> Result<(Nic, Redirect), NetworkError> {
+        self.namespace
+            .within(|netlink| self.attach_with(netlink, link))
+    }
+
+    /// Takes away what [`Netns::attach`] added to a link, if it is there.
+    ///
+    /// # Errors
+    /// See [`NetworkError`].
+    pub fn detach(&self, redirect: Redirect) -> Result<(), NetworkError> {
+        self.namespace
+            .within(|netlink| self.detach_with(netlink, redirect))
+    }
+
+    fn attach_with(
+        &self,
+        netlink: &mut Netlink,
+        link: &Link,
+    ) -> Result<(Nic, Redirect), NetworkError> {
+        let failed = |source| NetworkError::Redirect {
+            link: link.name.clone(),
+            source,
+        };
+        let tap = tap::make(netlink, link)?;
+        let redirect = redirect::plan(netlink, link.index).map_err(failed)?;
+        self.record(redirect)?;
+        if let Err(source) = join(netlink, link, tap.index, redirect) {
+            self.detach_with(netlink, redirect)?;
+            return Err(failed(source));
+        }
+        let nic = Nic {
+            tap: tap.fd,
+            mac: link.mac,
+            // The guest is told the link's like its other settings, which may change.
+            mtu: u16::MAX,
+        };
+        Ok((nic, redirect))
+    }
+
+    fn detach_with(&self, netlink: &mut Netlink, redirect: Redirect) -> Result<(), NetworkError> {
+        let removed = redirect.remove(netlink);
+        removed.map_err(|source| NetworkError::Redirect {
+            link: format!("number {}", redirect.link),
+            source,
+        })?;
+        let struck = self.file.record(|state| {
+            if let Some(redirects) = &mut state.redirects {
+                redirects.links.retain(|recorded| *recorded != redirect);
+            }
+        });
+        struck.map_err(NetworkError::Record)
+    }
+
+    fn record(&self, redirect: Redirect) -> Result<(), NetworkError> {
+        let Some(name) = &self.name else {
+            return Ok(());
+        };
+        let inode = fs::metadata(name).map_err(NetworkError::Record)?.ino();
+        let recorded = self.file.record(|state| {
+            let redirects = state.redirects.get_or_insert_with(|| Redirects {
+                netns: name.clone(),
+                inode,
+                links: Vec::new(),
+            });
+            redirects.links.push(redirect);
+        });
+        recorded.map_err(NetworkError::Record)
+    }
+}
+
+/// Redirects between a link and its tap.
+fn join(
+    netlink: &mut Netlink,
+    link: &Link,
+    tap: u32,
+    redirect: Redirect,
+) -> Result<(), NetlinkError> {
+    let back = Redirect {
+        link: tap,
+        own_qdisc: true,
+    };
+    back.add(netlink, link.index)?;
+    redirect.add(netlink, tap)?;
+    if link.tx_queue_len == Some(0) {
+        redirect::without_queue(netlink, link.index)?;
+    }
+    Ok(())
 }
 
 /// What was added to links of a namespace, for clean-up.
@@ -148,79 +342,6 @@ pub struct Redirects {
     links: Vec<Redirect>,
 }
 
-/// Connects the network namespace `own` of the VMM: scans it, makes the taps and the redirects.
-/// `name` is the path that names it also when the VMM is gone. Blocks, but never for long.
-///
-/// # Errors
-/// See [`NetworkError`]. What was made until then is on record.
-pub fn connect(file: &StateFile, own: &Path, name: Option<&Path>) -> Result<Network, NetworkError> {
-    // A namespace without a name ends with the VMM, and takes everything along.
-    let record = |redirect| match name {
-        Some(name) => record(file, name, redirect),
-        None => Ok(()),
-    };
-    within(own, |netlink| {
-        let scan = scan::scan(netlink)?;
-        let found = scan.links.len();
-        if found > MAX_NICS as usize {
-            return Err(NetworkError::TooMany { found });
-        }
-        let mut nics = Vec::new();
-        for link in &scan.links {
-            let tap = tap::make(netlink, link)?;
-            let failed = |source| NetworkError::Redirect {
-                link: link.name.clone(),
-                source,
-            };
-            let redirect = redirect::plan(netlink, link.index).map_err(failed)?;
-            record(redirect)?;
-            let back = Redirect {
-                link: tap.index,
-                own_qdisc: true,
-            };
-            back.add(netlink, link.index).map_err(failed)?;
-            redirect.add(netlink, tap.index).map_err(failed)?;
-            if link.tx_queue_len == Some(0) {
-                redirect::without_queue(netlink, link.index).map_err(failed)?;
-            }
-            nics.push(Nic {
-                tap: tap.fd,
-                mac: link.mac,
-                mtu: u16::try_from(link.mtu).unwrap_or(u16::MAX),
-            });
-        }
-        let loopback = take_over_loopback(netlink, name.is_none());
-        Ok(Network {
-            nics,
-            scan,
-            loopback,
-        })
-    })
-}
-
-/// Without it a pod does all but port-forward.
-fn take_over_loopback(netlink: &mut Netlink, own_namespace: bool) -> Option<Loopback> {
-    if own_namespace && let Err(error) = loopback::up(netlink) {
-        log::warn!("lo of the pod's network namespace stays down: {error}");
-    }
-    let taken = loopback::take_over();
-    let warn = |error: &io::Error| log::warn!("port-forward will not work for this pod: {error}");
-    taken.inspect_err(warn).ok()
-}
-
-fn record(file: &StateFile, netns: &Path, redirect: Redirect) -> Result<(), NetworkError> {
-    let inode = fs::metadata(netns).map_err(NetworkError::Record)?.ino();
-    let recorded = file.record(|state| {
-        let redirects = state.redirects.get_or_insert_with(|| Redirects {
-            netns: netns.to_owned(),
-            inode,
-            links: Vec::new(),
-        });
-        redirects.links.push(redirect);
-    });
-    recorded.map_err(NetworkError::Record)
-}
-
 impl Redirects {
     /// Removes what was added, if the namespace still exists.
     ///
@@ -231,7 +352,7 @@ impl Redirects {
             Ok(netns) if netns.ino() == self.inode => {}
             _ => return Ok(()),
         }
-        within(&self.netns, |netlink| {
+        Namespace::open(&self.netns)?.within(|netlink| {
             let mut result = Ok(());
             for redirect in self.links.iter().rev() {
                 let removed = redirect.remove(netlink);
@@ -245,26 +366,43 @@ impl Redirects {
     }
 }
 
-/// Does `work` in a network namespace, on a thread that never leaves it.
-fn within<T: Send>(
-    path: &Path,
-    work: impl FnOnce(&mut Netlink) -> Result<T, NetworkError> + Send,
-) -> Result<T, NetworkError> {
-    let failed = |source| NetworkError::Enter {
-        path: path.to_owned(),
-        source,
-    };
-    let inside = || {
-        let netns = File::open(path).map_err(failed)?;
-        setns(netns.as_fd(), CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
-        work(&mut Netlink::open().map_err(failed)?)
-    };
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name("netns".to_owned());
-        let thread = thread.spawn_scoped(scope, inside).map_err(failed)?;
-        let panicked = |_| failed(io::Error::other("the thread in it panicked"));
-        thread.join().map_err(panicked)?
-    })
+/// A network namespace. It exists for as long as this does.
+#[derive(Debug)]
+struct Namespace {
+    path: PathBuf,
+    file: File,
+}
+
+impl Namespace {
+    fn open(path: &Path) -> Result<Self, NetworkError> {
+        let path = path.to_owned();
+        match File::open(&path) {
+            Ok(file) => Ok(Self { path, file }),
+            Err(source) => Err(NetworkError::Enter { path, source }),
+        }
+    }
+
+    /// Does `work` in it, on a thread that never leaves it.
+    fn within<T: Send>(
+        &self,
+        work: impl FnOnce(&mut Netlink) -> Result<T, NetworkError> + Send,
+    ) -> Result<T, NetworkError> {
+        let failed = |source| NetworkError::Enter {
+            path: self.path.clone(),
+            source,
+        };
+        let inside = || {
+            let entered = setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET);
+            entered.map_err(|errno| failed(errno.into()))?;
+            work(&mut Netlink::open().map_err(failed)?)
+        };
+        thread::scope(|scope| {
+            let thread = thread::Builder::new().name("netns".to_owned());
+            let thread = thread.spawn_scoped(scope, inside).map_err(failed)?;
+            let panicked = |_| failed(io::Error::other("the thread in it panicked"));
+            thread.join().map_err(panicked)?
+        })
+    }
 }
 
 #[cfg(test)]

@@ -34,22 +34,28 @@ pub struct Redirect {
     pub own_qdisc: bool,
 }
 
-/// Looks what redirecting from `link` will add to it.
-pub fn plan(netlink: &mut Netlink, link: u32) -> Result<Redirect, NetlinkError> {
+/// The links that have a queueing discipline for filters.
+pub fn filtered(netlink: &mut Netlink) -> Result<Vec<u32>, NetlinkError> {
     let all = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
-    let exists = netlink.list(&all)?.iter().any(|message| match message {
-        RouteNetlinkMessage::NewQueueDiscipline(qdisc) => holds_filters(qdisc, link),
-        _ => false,
+    let listed = netlink.list(&all)?.into_iter();
+    let links = listed.filter_map(|message| match message {
+        RouteNetlinkMessage::NewQueueDiscipline(qdisc) if holds_filters(&qdisc) => {
+            u32::try_from(qdisc.header.index).ok()
+        }
+        _ => None,
     });
-    Ok(Redirect {
-        link,
-        own_qdisc: !exists,
-    })
+    Ok(links.collect())
 }
 
-fn holds_filters(qdisc: &TcMessage, link: u32) -> bool {
+/// Looks what redirecting from `link` will add to it.
+pub fn plan(netlink: &mut Netlink, link: u32) -> Result<Redirect, NetlinkError> {
+    let own_qdisc = !filtered(netlink)?.contains(&link);
+    Ok(Redirect { link, own_qdisc })
+}
+
+fn holds_filters(qdisc: &TcMessage) -> bool {
     let is_it = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == CLSACT || kind == INGRESS);
-    index(link) == qdisc.header.index && qdisc.attributes.iter().any(is_it)
+    qdisc.attributes.iter().any(is_it)
 }
 
 impl Redirect {

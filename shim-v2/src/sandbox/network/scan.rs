@@ -9,8 +9,8 @@ use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, Rout
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::NetworkError;
 use super::netlink::Netlink;
+use super::{NetworkError, tap};
 
 /// The index of the loopback interface, in every network namespace.
 pub const LOOPBACK: u32 = 1;
@@ -43,10 +43,12 @@ pub struct Link {
 }
 
 /// All that the guest is to have.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Scan {
     /// In the order in which they came to be.
     pub links: Vec<Link>,
+    /// The links that a guest cannot have though they are up.
+    pub problems: Vec<NetworkError>,
     /// Of these links and of lo.
     pub addresses: Vec<AddressMessage>,
     /// In the order of the kernel's tables.
@@ -72,9 +74,12 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
         Message::NewLink(link) => Some(link),
         _ => None,
     });
-    let links = carried(links)?;
+    let (links, problems) = carried(links);
     if links.is_empty() {
-        return Ok(Scan::default());
+        return Ok(Scan {
+            problems,
+            ..Scan::default()
+        });
     }
     let addresses = list("addresses", Message::GetAddress(AddressMessage::default()))?;
     let routes = list("routes", Message::GetRoute(RouteMessage::default()))?;
@@ -85,6 +90,7 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
     )?;
     let mut scan = Scan {
         links,
+        problems,
         ..Scan::default()
     };
     for message in [addresses, routes, rules, neighbours].into_iter().flatten() {
@@ -103,19 +109,20 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
     Ok(scan)
 }
 
-/// The links that carry the pod's traffic, oldest first. Those that cannot be carried are
-/// left alone as long as they are down: such carry nothing.
-fn carried(links: impl Iterator<Item = LinkMessage>) -> Result<Vec<Link>, NetworkError> {
+/// The links that carry the pod's traffic, oldest first, and those that should and cannot. One
+/// that is down carries nothing.
+fn carried(links: impl Iterator<Item = LinkMessage>) -> (Vec<Link>, Vec<NetworkError>) {
     let links: Vec<LinkMessage> = links.collect();
     let carries_its_ports = |index| {
         let of_index = links.iter().find(|link| link.header.index == index);
         matches!(of_index.and_then(kind), Some(InfoKind::Bridge))
     };
-    let mut carried = Vec::new();
+    let (mut carried, mut problems) = (Vec::new(), Vec::new());
     for message in &links {
         let link = Link::of(message);
         let fallback = FALLBACK_TUNNELS.contains(&link.name.as_str());
-        if link.flags.contains(LinkFlags::Loopback) || fallback {
+        let ours = matches!(kind(message), Some(InfoKind::Tun)) && tap::is_ours(&link.name);
+        if link.flags.contains(LinkFlags::Loopback) || fallback || ours {
             continue;
         }
         // What comes in by a port is the bridge's, which is the guest's.
@@ -140,13 +147,13 @@ fn carried(links: impl Iterator<Item = LinkMessage>) -> Result<Vec<Link>, Networ
             None => carried.push(link),
             Some(problem) if link.flags.contains(LinkFlags::Up) => {
                 let name = link.name;
-                return Err(NetworkError::Link { name, problem });
+                problems.push(NetworkError::Link { name, problem });
             }
-            Some(problem) => log::info!("link {} is not carried: it {problem}", link.name),
+            Some(problem) => log::debug!("link {} is not carried: it {problem}", link.name),
         }
     }
     carried.sort_by_key(|link| link.index);
-    Ok(carried)
+    (carried, problems)
 }
 
 impl Link {

@@ -32,7 +32,7 @@ fn links_are_carried_in_the_order_they_came_to_be() {
     let late = of_kind(message(9, "net1", up), InfoKind::MacVlan);
     let first = of_kind(message(3, "eth0", up), InfoKind::Veth);
     let down = of_kind(message(5, "net2", LinkFlags::empty()), InfoKind::Dummy);
-    let links = carried([lo, tunnel, late, down, first].into_iter()).unwrap();
+    let (links, _) = carried([lo, tunnel, late, down, first].into_iter());
     assert_eq!(names(&links), ["eth0", "net2", "net1"]);
     assert_eq!((links[0].mac, links[0].mtu), ([2, 0, 0, 0, 0, 3], 1450));
 }
@@ -42,8 +42,17 @@ fn a_bridge_is_carried_and_its_ports_are_not() {
     let mut port = message(2, "port", LinkFlags::Up);
     port.attributes.push(LinkAttribute::Controller(3));
     let bridge = of_kind(message(3, "br0", LinkFlags::Up), InfoKind::Bridge);
-    let links = carried([port, bridge].into_iter()).unwrap();
+    let (links, _) = carried([port, bridge].into_iter());
     assert_eq!(names(&links), ["br0"]);
+}
+
+#[test]
+fn our_taps_are_none_of_the_pods_links() {
+    let tap = |name| of_kind(message(8, name, LinkFlags::Up), InfoKind::Tun);
+    let (links, problems) = carried([tap("husk7")].into_iter());
+    assert!(links.is_empty() && problems.is_empty());
+    let (_, problems) = carried([tap("huskies")].into_iter());
+    assert_eq!(problems.len(), 1);
 }
 
 #[test]
@@ -58,10 +67,12 @@ fn a_link_that_cannot_be_carried_is_named_if_it_is_up() {
         (port, "port of link 9"),
         (vrf, "vrf"),
     ] {
-        assert_eq!(carried([link.clone()].into_iter()).unwrap(), []);
+        let (links, problems) = carried([link.clone()].into_iter());
+        assert!(links.is_empty() && problems.is_empty());
         link.header.flags = LinkFlags::Up;
-        let error = carried([link].into_iter()).unwrap_err().to_string();
-        assert!(error.contains(words), "{error}");
+        let (links, problems) = carried([link].into_iter());
+        let error = problems[0].to_string();
+        assert!(links.is_empty() && error.contains(words), "{error}");
     }
 }
 
@@ -120,7 +131,7 @@ fn the_rules_every_namespace_has_are_not_wanted() {
 #[test]
 fn of_lo_only_what_somebody_added_is_wanted() {
     let scan = Scan {
-        links: carried([message(3, "eth0", LinkFlags::Up)].into_iter()).unwrap(),
+        links: carried([message(3, "eth0", LinkFlags::Up)].into_iter()).0,
         ..Scan::default()
     };
     let address = |index, ip: &str| {
@@ -139,7 +150,7 @@ fn of_lo_only_what_somebody_added_is_wanted() {
 #[test]
 fn only_permanent_neighbours_are_wanted() {
     let scan = Scan {
-        links: carried([message(3, "eth0", LinkFlags::Up)].into_iter()).unwrap(),
+        links: carried([message(3, "eth0", LinkFlags::Up)].into_iter()).0,
         ..Scan::default()
     };
     let mut neighbour = NeighbourMessage::default();

@@ -28,6 +28,12 @@ pub fn name(link: u32) -> String {
     format!("husk{link}")
 }
 
+/// Whether a tap of this name is one of ours.
+pub fn is_ours(name: &str) -> bool {
+    let link = name.strip_prefix("husk");
+    link.is_some_and(|link| link.parse::<u32>().is_ok())
+}
+
 /// Makes the tap of `link` in the calling thread's namespace.
 ///
 /// # Errors

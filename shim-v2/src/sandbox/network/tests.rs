@@ -16,7 +16,16 @@ use netlink_packet_route::tc::{TcAttribute, TcMessage};
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::super::state_file::State;
+use super::difference::{Difference, Item};
 use super::*;
+
+/// Does `work` in the namespace of a path.
+fn within<T: Send>(
+    path: &Path,
+    work: impl FnOnce(&mut Netlink) -> Result<T, NetworkError> + Send,
+) -> Result<T, NetworkError> {
+    super::Namespace::open(path)?.within(work)
+}
 
 /// Length of the header of virtio-net before each frame of a tap.
 const HEADER: usize = 10;
@@ -160,26 +169,28 @@ fn a_namespace_is_connected_and_left_as_it_was() {
         return;
     };
     let dir = tempfile::tempdir().unwrap();
-    let file = StateFile::create(dir.path().join("s"), State::default()).unwrap();
-    let name = Some(namespace.path.as_path());
-    let nothing = connect(&file, &namespace.path, name).unwrap();
-    assert!(nothing.nics.is_empty() && nothing.scan.links.is_empty());
+    let file = Arc::new(StateFile::create(dir.path().join("s"), State::default()).unwrap());
+    let connect = || {
+        let name = Some(namespace.path.clone());
+        connect(file.clone(), &namespace.path, name).unwrap()
+    };
+    let (nics, network) = connect();
+    assert!(nics.is_empty() && network.scan.links.is_empty());
 
     namespace.add_veth();
     let links = namespace.links();
     assert_eq!(links.len(), 2, "{links:?}");
-    let network = connect(&file, &namespace.path, name).unwrap();
-    assert_eq!(network.nics.len(), 2);
+    let (nics, network) = connect();
+    assert_eq!(nics.len(), 2);
     let scanned = &network.scan.links;
-    assert_eq!(scanned[0].mac, network.nics[0].mac);
+    assert_eq!(scanned[0].mac, nics[0].mac);
     for link in scanned {
         assert_eq!(namespace.qdiscs(link.index), ["clsact"], "{}", link.name);
     }
     let redirects = file.state().redirects.unwrap();
     assert_eq!(redirects.links.len(), 2);
     // What is written to the one tap leaves by its link, arrives at the other, and is read there.
-    let [first, second] =
-        [0, 1].map(|nic: usize| File::from(network.nics[nic].tap.try_clone().unwrap()));
+    let [first, second] = [0, 1].map(|nic: usize| File::from(nics[nic].tap.try_clone().unwrap()));
     for (from, to, byte) in [(&first, &second, 1), (&second, &first, 2)] {
         let frame = frame(byte);
         (&*from).write_all(&frame).unwrap();
@@ -189,7 +200,7 @@ fn a_namespace_is_connected_and_left_as_it_was() {
     }
     drop((first, second));
 
-    drop(network.nics);
+    drop(nics);
     // Twice: clean-up may run any number of times.
     redirects.remove().unwrap();
     redirects.remove().unwrap();
@@ -197,6 +208,102 @@ fn a_namespace_is_connected_and_left_as_it_was() {
         assert!(namespace.qdiscs(link.index).is_empty(), "{}", link.name);
     }
     assert_eq!(namespace.links(), links);
+}
+
+#[test]
+fn links_are_connected_and_let_go_later() {
+    let Some(namespace) = Namespace::new() else {
+        eprintln!("skipped: needs root and /dev/net/tun");
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = Arc::new(StateFile::create(dir.path().join("s"), State::default()).unwrap());
+    let name = Some(namespace.path.clone());
+    let (_, network) = connect(file.clone(), &namespace.path, name).unwrap();
+    let netns = network.netns;
+    namespace.add_veth();
+    let (scan, filtered) = netns.look().unwrap();
+    assert_eq!((scan.links.len(), filtered.len()), (2, 0));
+    let link = &scan.links[0];
+    let (nic, redirect) = netns.attach(link).unwrap();
+    assert_eq!((nic.mac, redirect.link), (link.mac, link.index));
+    // A second tap for it cannot be, and leaves nothing.
+    assert!(netns.attach(link).is_err());
+    // The tap is none of the pod's links.
+    let (again, filtered) = netns.look().unwrap();
+    assert_eq!(again.links, scan.links);
+    assert!(again.problems.is_empty() && filtered.contains(&link.index));
+    assert_eq!(file.state().redirects.unwrap().links, [redirect]);
+    netns.detach(redirect).unwrap();
+    netns.detach(redirect).unwrap();
+    drop(nic);
+    assert!(namespace.qdiscs(link.index).is_empty());
+    assert!(file.state().redirects.unwrap().links.is_empty());
+}
+
+#[test]
+fn lo_of_a_namespace_without_a_name_is_brought_up() {
+    let Some(namespace) = Namespace::new() else {
+        eprintln!("skipped: needs root and /dev/net/tun");
+        return;
+    };
+    let lo = || {
+        let all = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let what = "links";
+        let failed = |source| NetworkError::List { what, source };
+        within(&namespace.path, |netlink| {
+            netlink.list(&all).map_err(failed)
+        })
+    };
+    let is_up = || {
+        lo().unwrap().iter().any(|message| {
+            matches!(message, RouteNetlinkMessage::NewLink(link)
+                if link.header.index == scan::LOOPBACK && link.header.flags.contains(LinkFlags::Up))
+        })
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let file = Arc::new(StateFile::create(dir.path().join("s"), State::default()).unwrap());
+    let named = Some(namespace.path.clone());
+    connect(file.clone(), &namespace.path, named).unwrap();
+    assert!(!is_up());
+    connect(file, &namespace.path, None).unwrap();
+    assert!(is_up());
+}
+
+#[tokio::test]
+async fn a_change_is_told_before_it_is_over() {
+    let Some(namespace) = Namespace::new() else {
+        eprintln!("skipped: needs root and /dev/net/tun");
+        return;
+    };
+    let socket = within(&namespace.path, |_| {
+        events::open().map_err(NetworkError::Follow)
+    });
+    let events = events::Events::new(socket.unwrap()).unwrap();
+    assert!(!events.drain());
+    namespace.add_veth();
+    // The kernel has more to tell later on: of the carrier, of addresses it made.
+    assert!(events.drain());
+    // More than the socket has room for: that they are lost is told as well.
+    let toggle = |flags| {
+        let mut message = LinkMessage::default();
+        message.header.flags = flags;
+        message.header.change_mask = LinkFlags::Up;
+        message.attributes = vec![LinkAttribute::IfName("eth0".to_owned())];
+        RouteNetlinkMessage::SetLink(message)
+    };
+    let many = within(&namespace.path, |netlink| {
+        for _ in 0..500 {
+            for flags in [LinkFlags::empty(), LinkFlags::Up] {
+                netlink.change(0, toggle(flags)).unwrap();
+            }
+        }
+        Ok(())
+    });
+    many.unwrap();
+    let told = tokio::time::timeout(std::time::Duration::from_secs(5), events.changed());
+    told.await.unwrap();
+    while events.drain() {}
 }
 
 #[test]
@@ -285,16 +392,16 @@ fn a_guest_that_was_told_has_what_was_told() {
         .retain(|address| address.header.index == 1 || ours.contains(&address.header.index));
     let listed = || within(&guest.path, scan::scan).unwrap();
     let there: Vec<GuestLink> = listed().links.iter().map(guest_link).collect();
-    let told = mirror::changes(&scan, &there).unwrap();
-    for change in &told {
-        apply(&guest, change);
+    let given = mirror::items(&scan, &mirror::pair(&scan.links, &there).unwrap());
+    for step in Difference::between(&[], &given).steps(&given, &there) {
+        apply(&guest, &step.change);
     }
     let mut became = listed();
     let named = |link: &scan::Link| scan.links.iter().any(|ours| ours.name == link.name);
     became.links.retain(named);
     let there: Vec<GuestLink> = became.links.iter().map(guest_link).collect();
-    let again = mirror::changes(&became, &there).unwrap();
-    assert_eq!(sorted(&again), sorted(&told));
+    let again = mirror::items(&became, &mirror::pair(&became.links, &there).unwrap());
+    assert_eq!(sorted(&again), sorted(&given));
 }
 
 fn guest_link(link: &scan::Link) -> GuestLink {
@@ -319,16 +426,13 @@ fn apply(guest: &Namespace, change: &NetworkChange) {
     applied.unwrap_or_else(|error| panic!("{}: {}", change.what, crate::error::chain(&error)));
 }
 
-/// In an order of their own, without what only one of the two has.
-fn sorted(changes: &[NetworkChange]) -> Vec<String> {
-    let mut sorted: Vec<String> = changes
-        .iter()
-        .filter(|change| !change.what.contains("out of the way"))
-        .map(|change| {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&change.request);
-            format!("{}: {:?}", change.what, message.unwrap().payload)
-        })
-        .collect();
+/// In an order of their own.
+fn sorted(items: &[Item]) -> Vec<String> {
+    let tell = |item: &Item| {
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&item.add);
+        format!("{}: {:?}", item.what, message.unwrap().payload)
+    };
+    let mut sorted: Vec<String> = items.iter().map(tell).collect();
     sorted.sort();
     sorted
 }

@@ -1,0 +1,238 @@
+//! What the guest has been given and what it should have: the steps from the one to the other.
+//! Pure functions.
+//!
+//! What a step takes away is taken away in the reverse of the order in which it is given. A
+//! kernel takes more away by itself: with an address the routes from it, with a link that goes
+//! down all of its routes. The pod's namespace may have them still, or again, so those that
+//! are to stay are then given once more.
+
+use std::collections::{HashMap, HashSet};
+
+use agent_protocol::agent::{Link as GuestLink, NetworkChange, NetworkRefusal};
+use libc::{EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH};
+use netlink_packet_core::NLM_F_ACK;
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+
+use super::netlink::packet;
+
+/// What a removal may answer: it is gone already.
+const GONE: [i32; 4] = [ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL];
+
+/// Something that the guest is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    /// What it is, as messages name it.
+    pub what: String,
+    /// What kind of thing.
+    pub kind: Kind,
+    /// The request that gives it to the guest, or changes it where it can be changed.
+    pub add: Vec<u8>,
+    /// The request that takes it away. Two with the same one are the same thing.
+    pub remove: Vec<u8>,
+}
+
+/// The kinds of things.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The settings of a link.
+    Link {
+        /// Its number in the guest.
+        index: u32,
+        /// Its name.
+        name: String,
+    },
+    /// That a link is up.
+    Up,
+    /// An address.
+    Address,
+    /// A route.
+    Route,
+    /// A rule of policy routing.
+    Rule,
+    /// A permanent neighbour.
+    Neighbour,
+}
+
+impl Item {
+    /// An item that is added with `flags`.
+    pub fn new(
+        what: String,
+        kind: Kind,
+        (flags, add): (u16, RouteNetlinkMessage),
+        remove: RouteNetlinkMessage,
+    ) -> Self {
+        Self {
+            what,
+            kind,
+            add: packet(NLM_F_ACK | flags, 1, add),
+            remove: packet(NLM_F_ACK, 1, remove),
+        }
+    }
+
+    /// Whether a kernel takes it away with something else.
+    fn is_swept(&self) -> bool {
+        matches!(self.kind, Kind::Address | Kind::Route | Kind::Neighbour)
+    }
+
+    /// Whether its end takes something else away.
+    fn sweeps(&self) -> bool {
+        matches!(self.kind, Kind::Link { .. } | Kind::Up | Kind::Address)
+    }
+}
+
+/// One request to the guest.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The request.
+    pub change: NetworkChange,
+    effect: Effect,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effect {
+    /// Something is taken away.
+    Remove,
+    /// A link's name is free for another.
+    FreeName,
+    /// The item of this number is given.
+    Add(usize),
+    /// The item of this number is given once more.
+    Again(usize),
+}
+
+/// What is to be done.
+#[derive(Debug, Default)]
+pub struct Difference {
+    removals: Vec<Step>,
+    additions: Vec<Step>,
+}
+
+impl Difference {
+    /// From what was `given` to what is `wanted`.
+    pub fn between(given: &[Item], wanted: &[Item]) -> Self {
+        let before: HashMap<&[u8], &Item> =
+            given.iter().map(|item| (&item.remove[..], item)).collect();
+        let after: HashSet<&[u8]> = wanted.iter().map(|item| &item.remove[..]).collect();
+        let mut sweeping = false;
+        let mut difference = Self::default();
+        for item in given.iter().rev() {
+            if !after.contains(&item.remove[..]) {
+                sweeping |= item.sweeps();
+                let what = format!("{}, removed", item.what);
+                difference
+                    .removals
+                    .push(step(what, item.remove.clone(), Effect::Remove));
+            }
+        }
+        for (number, item) in wanted.iter().enumerate() {
+            let earlier = before.get(&item.remove[..]);
+            let effect = match earlier {
+                Some(earlier) if earlier.add == item.add => Effect::Again(number),
+                _ => Effect::Add(number),
+            };
+            let adds = effect == Effect::Add(number);
+            // With another MTU or Ethernet address a link may lose what it has.
+            sweeping |= adds && earlier.is_some() && matches!(item.kind, Kind::Link { .. });
+            if adds || sweeping && item.is_swept() {
+                let step = step(item.what.clone(), item.add.clone(), effect);
+                difference.additions.push(step);
+            }
+        }
+        difference
+    }
+
+    /// Whether nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        self.removals.is_empty() && self.additions.is_empty()
+    }
+
+    /// The steps in order, for a guest that has these links now.
+    pub fn steps(self, wanted: &[Item], guest: &[GuestLink]) -> Vec<Step> {
+        let names = free_names(wanted, guest);
+        let steps = self.removals.into_iter().chain(names);
+        steps.chain(self.additions).collect()
+    }
+}
+
+fn step(what: String, request: Vec<u8>, effect: Effect) -> Step {
+    let change = NetworkChange {
+        what,
+        request,
+        ..NetworkChange::default()
+    };
+    Step { change, effect }
+}
+
+/// Renames the links whose names others are to get.
+fn free_names(wanted: &[Item], guest: &[GuestLink]) -> Vec<Step> {
+    let names = wanted.iter().filter_map(|item| match &item.kind {
+        Kind::Link { index, name } => Some((*index, name.as_str())),
+        _ => None,
+    });
+    let names: HashMap<u32, &str> = names.collect();
+    let taken = |link: &&GuestLink| {
+        let renamed = names.get(&link.index).is_some_and(|own| *own != link.name);
+        renamed && names.values().any(|name| *name == link.name)
+    };
+    let rename = |link: &GuestLink| {
+        let what = format!("link {}, out of the way", link.name);
+        let request = packet(NLM_F_ACK, 1, out_of_the_way(link.index));
+        step(what, request, Effect::FreeName)
+    };
+    guest.iter().filter(taken).map(rename).collect()
+}
+
+/// Gives the guest's link `index` a name that nobody wants.
+pub fn out_of_the_way(index: u32) -> RouteNetlinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::IfName(format!("husk{index}"))];
+    RouteNetlinkMessage::SetLink(message)
+}
+
+/// What the guest has after the steps to what was `wanted`, of which it refused some; and why
+/// it did not do what it should have done.
+pub fn outcome(
+    wanted: Vec<Item>,
+    steps: &[Step],
+    refusals: Vec<NetworkRefusal>,
+) -> (Vec<Item>, Vec<String>) {
+    let (mut missing, mut complaints) = (HashSet::new(), Vec::new());
+    for refusal in refusals {
+        let step = usize::try_from(refusal.change).map(|number| steps.get(number));
+        let Ok(Some(step)) = step else {
+            complaints.push(refusal.text);
+            continue;
+        };
+        let there = |number: usize| {
+            let adds = matches!(wanted[number].kind, Kind::Route | Kind::Rule);
+            adds && refusal.errno == EEXIST
+        };
+        let forgiven = match step.effect {
+            Effect::Remove => GONE.contains(&refusal.errno),
+            Effect::FreeName => false,
+            // It is somebody else's, and not to be removed one day.
+            Effect::Add(number) => {
+                missing.insert(number);
+                there(number)
+            }
+            Effect::Again(number) => {
+                if !there(number) {
+                    missing.insert(number);
+                }
+                there(number)
+            }
+        };
+        if !forgiven {
+            complaints.push(refusal.text);
+        }
+    }
+    let given = wanted.into_iter().enumerate();
+    let given = given.filter(|(number, _)| !missing.contains(number));
+    (given.map(|(_, item)| item).collect(), complaints)
+}
+
+#[cfg(test)]
+#[path = "difference_test.rs"]
+mod tests;

@@ -1,0 +1,153 @@
+use super::*;
+
+const UP: Kind = Kind::Up;
+
+fn item(what: &str, kind: Kind, add: u8) -> Item {
+    Item {
+        what: what.to_owned(),
+        kind,
+        add: vec![add],
+        remove: what.as_bytes().to_owned(),
+    }
+}
+
+fn link(index: u32, name: &str) -> Item {
+    let kind = Kind::Link {
+        index,
+        name: name.to_owned(),
+    };
+    item(&format!("link {index}"), kind, name.len() as u8)
+}
+
+fn there(index: u32, name: &str) -> GuestLink {
+    GuestLink {
+        index,
+        name: name.to_owned(),
+        ..GuestLink::default()
+    }
+}
+
+/// A link with an address, a route and a rule.
+fn pod() -> Vec<Item> {
+    vec![
+        link(2, "eth0"),
+        item("up", UP, 1),
+        item("address", Kind::Address, 1),
+        item("route", Kind::Route, 1),
+        item("rule", Kind::Rule, 1),
+    ]
+}
+
+fn steps(given: &[Item], wanted: &[Item]) -> Vec<Step> {
+    Difference::between(given, wanted).steps(wanted, &[])
+}
+
+fn whats(steps: &[Step]) -> Vec<&str> {
+    steps.iter().map(|step| step.change.what.as_str()).collect()
+}
+
+#[test]
+fn everything_is_given_in_order_and_taken_away_in_reverse() {
+    let given = steps(&[], &pod());
+    assert_eq!(whats(&given), ["link 2", "up", "address", "route", "rule"]);
+    let taken = steps(&pod(), &[]);
+    let removed = ["rule", "route", "address", "up", "link 2"];
+    let removed = removed.map(|what| format!("{what}, removed"));
+    assert_eq!(whats(&taken), removed);
+    assert_eq!(taken[0].change.request, b"rule");
+    assert!(Difference::between(&pod(), &pod()).is_empty());
+    assert!(!Difference::between(&pod(), &[]).is_empty());
+}
+
+#[test]
+fn what_goes_with_an_address_or_a_link_is_given_again() {
+    for (gone, again) in [("address", vec!["route"]), ("up", vec!["address", "route"])] {
+        let mut wanted = pod();
+        wanted.retain(|item| item.what != gone);
+        let mut expected = vec![format!("{gone}, removed")];
+        expected.extend(again.into_iter().map(str::to_owned));
+        assert_eq!(whats(&steps(&pod(), &wanted)), expected);
+    }
+    let mut wanted = pod();
+    wanted.retain(|item| item.what != "rule");
+    assert_eq!(whats(&steps(&pod(), &wanted)), ["rule, removed"]);
+}
+
+#[test]
+fn what_can_be_changed_in_place_is() {
+    let mut wanted = pod();
+    wanted[2].add = vec![9];
+    assert_eq!(whats(&steps(&pod(), &wanted)), ["address"]);
+    let mut wanted = pod();
+    wanted[0].add = vec![9];
+    let all = ["link 2", "address", "route"];
+    assert_eq!(whats(&steps(&pod(), &wanted)), all);
+}
+
+#[test]
+fn names_that_others_are_to_get_are_freed_first() {
+    let wanted = [link(2, "eth1"), link(3, "eth0"), link(4, "net1")];
+    let guest = [
+        there(2, "eth0"),
+        there(3, "eth1"),
+        there(4, "eth2"),
+        there(5, "net1"),
+    ];
+    let steps = Difference::between(&[], &wanted).steps(&wanted, &guest);
+    let expected = [
+        "link eth0, out of the way",
+        "link eth1, out of the way",
+        "link 2",
+        "link 3",
+        "link 4",
+    ];
+    assert_eq!(whats(&steps), expected);
+    let guest = [there(2, "eth1"), there(3, "eth0")];
+    let steps = Difference::between(&[], &wanted[..2]).steps(&wanted[..2], &guest);
+    assert_eq!(whats(&steps), ["link 2", "link 3"]);
+}
+
+fn refusal(change: u32, errno: i32) -> NetworkRefusal {
+    NetworkRefusal {
+        change,
+        errno,
+        text: format!("{change} refused"),
+        ..NetworkRefusal::default()
+    }
+}
+
+#[test]
+fn what_was_refused_is_not_had_and_said() {
+    let given = steps(&[], &pod());
+    let refused = vec![refusal(2, libc::EINVAL), refusal(4, EEXIST)];
+    let (has, complaints) = outcome(pod(), &given, refused);
+    // Somebody else's rule serves as well, and is not ours to remove.
+    assert_eq!(complaints, ["2 refused"]);
+    let whats: Vec<&str> = has.iter().map(|item| item.what.as_str()).collect();
+    assert_eq!(whats, ["link 2", "up", "route"]);
+    // It is tried again.
+    assert_eq!(steps(&has, &pod()).len(), 2);
+    // A name that another has is no success.
+    let (has, complaints) = outcome(pod(), &given, vec![refusal(0, EEXIST)]);
+    assert_eq!((has.len(), complaints.len()), (4, 1));
+}
+
+#[test]
+fn what_is_gone_or_there_already_is_no_reason_to_complain() {
+    let mut wanted = pod();
+    wanted.retain(|item| item.what != "address");
+    let steps = steps(&pod(), &wanted);
+    let refused = vec![refusal(0, EADDRNOTAVAIL), refusal(1, EEXIST)];
+    let (has, complaints) = outcome(wanted.clone(), &steps, refused);
+    assert_eq!(complaints, [""; 0]);
+    assert_eq!(has, wanted);
+    // Swept away, and then refused.
+    let (has, complaints) = outcome(wanted, &steps, vec![refusal(1, libc::ENETUNREACH)]);
+    assert_eq!((has.len(), complaints.len()), (3, 1));
+}
+
+#[test]
+fn a_refusal_of_no_step_is_said_and_harms_nobody() {
+    let (has, complaints) = outcome(pod(), &[], vec![refusal(7, EEXIST), refusal(u32::MAX, 0)]);
+    assert_eq!((has, complaints.len()), (pod(), 2));
+}

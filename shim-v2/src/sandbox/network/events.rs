@@ -1,0 +1,96 @@
+//! What the kernel says of changes in a network namespace: that there are some.
+//!
+//! What changed is not read from the messages. Some of them may be lost when there are many,
+//! which the kernel says too; so whoever follows a namespace looks at it as a whole.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::sys;
+
+/// Groups of rtnetlink(7) that tell of links, neighbours, addresses, routes and rules.
+const GROUPS: i32 = libc::RTMGRP_LINK
+    | libc::RTMGRP_NEIGH
+    | libc::RTMGRP_IPV4_IFADDR
+    | libc::RTMGRP_IPV4_ROUTE
+    | libc::RTMGRP_IPV6_IFADDR
+    | libc::RTMGRP_IPV6_ROUTE
+    | 1 << (RTNLGRP_IPV4_RULE - 1)
+    | 1 << (RTNLGRP_IPV6_RULE - 1);
+const RTNLGRP_IPV4_RULE: u32 = 8;
+const RTNLGRP_IPV6_RULE: u32 = 19;
+
+/// Opens the socket on which the kernel tells of changes in the calling thread's network
+/// namespace, from now on.
+///
+/// # Errors
+/// What the kernel says.
+pub fn open() -> io::Result<OwnedFd> {
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        SockProtocol::NetlinkRoute,
+    )?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS as u32))?;
+    Ok(socket)
+}
+
+/// The changes of a namespace, as they are told.
+pub struct Events(AsyncFd<OwnedFd>);
+
+impl Events {
+    /// Listens to what [`open`] opened.
+    ///
+    /// # Errors
+    /// If it cannot be waited for.
+    pub fn new(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self(sys::watchable(socket)?))
+    }
+
+    /// Waits until something has changed. May be dropped at any time.
+    pub async fn changed(&self) {
+        let told = self.0.async_io(Interest::READABLE, one);
+        if let Err(error) = told.await {
+            lost(&error);
+        }
+    }
+
+    /// Whether something has changed, without waiting: what was told until now is then read.
+    /// The kernel tells of a change before the call that made it returns.
+    pub fn drain(&self) -> bool {
+        let mut changed = false;
+        loop {
+            match one(self.0.get_ref()) {
+                Ok(()) => changed = true,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return changed,
+                Err(error) => {
+                    lost(&error);
+                    return true;
+                }
+            }
+        }
+    }
+}
+
+/// Reads one message and forgets it.
+fn one(socket: &OwnedFd) -> io::Result<()> {
+    // A message that does not fit is cut, and read nonetheless.
+    let mut message = [0; 32];
+    let read = recv(socket.as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT);
+    read.map(drop).map_err(io::Error::from)
+}
+
+/// Nothing is lost for who looks at the whole.
+fn lost(error: &io::Error) {
+    if error.raw_os_error() != Some(Errno::ENOBUFS as i32) {
+        log::warn!("changes of the pod's network may be noticed late: {error}");
+    }
+}

@@ -1,0 +1,285 @@
+//! The guest's network follows the pod's: what changes in the namespace, by whomever, the
+//! guest is given at once.
+//!
+//! A task owns what the guest has. When the kernel tells of a change, it looks at the whole
+//! namespace: links that are gone are unplugged, new ones are plugged, and of everything else
+//! the guest is given the difference. Many changes in a row are one, if they come faster than
+//! the guest takes them. What the guest or the host refuses is a warning, and tried again
+//! with the next change; only the end of the VMM ends the task.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use super::difference::{self, Difference, Item};
+use super::events::Events;
+use super::mirror::{self, Pair};
+use super::redirect::Redirect;
+use super::scan::{Link, Scan};
+use super::{Netns, Network, NetworkError};
+use crate::error::chain;
+use crate::sandbox::agent::{Agent, AgentError};
+use crate::sandbox::nics::{NicError, Nics};
+use crate::sandbox::vmm_process::{self, VmmEnd};
+
+/// How long a container's start waits for the guest to have what the namespace has.
+const SETTLE: Duration = Duration::from_secs(10);
+/// How long the task may take to end after the VMM. What it waits for then ends by itself.
+const END: Duration = Duration::from_millis(500);
+
+/// Why the guest was not given what the namespace has.
+#[derive(Debug, Error)]
+pub enum FollowError {
+    /// The host's side.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The guest.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// A device.
+    #[error(transparent)]
+    Nic(#[from] NicError),
+    /// A thread of the shim.
+    #[error("a look at the pod's network namespace panicked")]
+    Panicked,
+}
+
+/// A handle on the task.
+pub struct Follower(mpsc::Sender<oneshot::Sender<()>>);
+
+impl Follower {
+    /// Gives the guest what was found at the boot, and follows the namespace from then on.
+    ///
+    /// # Errors
+    /// See [`FollowError`]: at the boot the guest has to take everything.
+    pub async fn start(
+        network: Network,
+        nics: Nics,
+        agent: Agent,
+        gone: watch::Receiver<Option<VmmEnd>>,
+    ) -> Result<Self, FollowError> {
+        let (follower, queue) = mpsc::channel(16);
+        let task = Task::begin(network, nics, agent).await?;
+        tokio::spawn(task.serve(queue, gone));
+        Ok(Self(follower))
+    }
+
+    /// Waits until the guest has what is in the namespace now, as far as it can have it.
+    pub async fn settle(&self) {
+        let settled = async {
+            let (done, settled) = oneshot::channel();
+            // Without the task the VMM is gone, which others tell.
+            if self.0.send(done).await.is_ok() {
+                settled.await.ok();
+            }
+        };
+        if timeout(SETTLE, settled).await.is_err() {
+            let seconds = SETTLE.as_secs();
+            log::warn!("network: the guest has not caught up with the pod's within {seconds} s");
+        }
+    }
+
+    /// Waits until nothing more is added to the namespace, after the VMM's end.
+    pub async fn ended(&self) {
+        if timeout(END, self.0.closed()).await.is_err() {
+            log::warn!("network: the pod's is still followed after the VMM's end");
+        }
+    }
+}
+
+/// A link that the guest has.
+struct Carried {
+    pair: Pair,
+    slot: u32,
+    redirect: Redirect,
+}
+
+struct Task {
+    netns: Arc<Netns>,
+    events: Events,
+    nics: Nics,
+    agent: Agent,
+    carried: Vec<Carried>,
+    /// What the guest has been given.
+    given: Vec<Item>,
+    /// Links that the guest could not be given, and why. They are tried again when there is room
+    /// or they have changed: each attempt is a change of the namespace, too.
+    left_out: Vec<(Link, String)>,
+    /// What was wrong after the last change.
+    complaints: Vec<String>,
+}
+
+impl Task {
+    /// With the links that the guest has booted with, in the first slots.
+    async fn begin(network: Network, nics: Nics, agent: Agent) -> Result<Self, FollowError> {
+        let Network {
+            netns,
+            events,
+            scan,
+            redirects,
+            ..
+        } = network;
+        let pairs = match scan.links.is_empty() {
+            true => Vec::new(),
+            false => mirror::pair(&scan.links, &agent.links().await?)?,
+        };
+        let carried = pairs.into_iter().zip(redirects).zip(0..);
+        let carried = carried.map(|((pair, redirect), slot)| Carried {
+            pair,
+            slot,
+            redirect,
+        });
+        let mut task = Self {
+            netns: Arc::new(netns),
+            events: Events::new(events).map_err(NetworkError::Follow)?,
+            nics,
+            agent,
+            carried: carried.collect(),
+            given: Vec::new(),
+            left_out: Vec::new(),
+            complaints: Vec::new(),
+        };
+        match task.give(&scan).await?.into_iter().next() {
+            Some(complaint) => Err(NetworkError::Refused(complaint).into()),
+            None => Ok(task),
+        }
+    }
+
+    async fn serve(
+        mut self,
+        mut queue: mpsc::Receiver<oneshot::Sender<()>>,
+        mut gone: watch::Receiver<Option<VmmEnd>>,
+    ) {
+        loop {
+            let asked = tokio::select! {
+                biased;
+                _ = vmm_process::end(&mut gone) => break,
+                asked = queue.recv() => match asked {
+                    Some(done) => Some(done),
+                    None => break,
+                },
+                () = self.events.changed() => None,
+            };
+            let mut changed = self.events.drain() || asked.is_none();
+            while changed && gone.borrow().is_none() {
+                self.catch_up().await;
+                changed = self.events.drain();
+            }
+            if let Some(done) = asked {
+                // Whoever asked may have given up.
+                done.send(()).ok();
+            }
+        }
+        // Whoever waits for the end waits for the queue's.
+        drop(self);
+        drop(queue);
+    }
+
+    /// Gives the guest what the namespace has now, and says what it could not be given, once.
+    async fn catch_up(&mut self) {
+        let complaints = match self.look().await {
+            Ok(complaints) => complaints,
+            Err(error) => vec![chain(&error)],
+        };
+        for complaint in &complaints {
+            if !self.complaints.contains(complaint) {
+                log::warn!("network: {complaint}");
+            }
+        }
+        self.complaints = complaints;
+    }
+
+    async fn look(&mut self) -> Result<Vec<String>, FollowError> {
+        let (scan, filtered) = self.blocking(Netns::look).await?;
+        let mut complaints: Vec<String> = scan.problems.iter().map(|p| chain(p)).collect();
+        let is_there = |index| scan.links.iter().any(|link| link.index == index);
+        let carried = std::mem::take(&mut self.carried);
+        let (kept, lost) = carried.into_iter().partition(|link: &Carried| {
+            is_there(link.pair.host) && filtered.contains(&link.pair.host)
+        });
+        self.carried = kept;
+        if !lost.is_empty() {
+            self.left_out.clear();
+        }
+        for link in lost {
+            if let Err(error) = self.unplug(link).await {
+                complaints.push(chain(&error));
+            }
+        }
+        self.left_out.retain(|(link, _)| scan.links.contains(link));
+        for link in &scan.links {
+            let known = self.carried.iter().any(|old| old.pair.host == link.index);
+            if known || self.left_out.iter().any(|(out, _)| out == link) {
+                continue;
+            }
+            if let Err(error) = self.plug(link).await {
+                let complaint = format!("link {}: {}", link.name, chain(&error));
+                self.left_out.push((link.clone(), complaint));
+            }
+        }
+        let left_out = self.left_out.iter();
+        complaints.extend(left_out.map(|(_, complaint)| complaint.clone()));
+        complaints.extend(self.give(&scan).await?);
+        Ok(complaints)
+    }
+
+    /// Gives the guest the difference between what it has and the scan; returns what it refused.
+    async fn give(&mut self, scan: &Scan) -> Result<Vec<String>, FollowError> {
+        let pairs: Vec<Pair> = self.carried.iter().map(|link| link.pair).collect();
+        let wanted = mirror::items(scan, &pairs);
+        let difference = Difference::between(&self.given, &wanted);
+        if difference.is_empty() {
+            return Ok(Vec::new());
+        }
+        let steps = difference.steps(&wanted, &self.agent.links().await?);
+        let changes = steps.iter().map(|step| step.change.clone()).collect();
+        let refusals = self.agent.configure_network(changes).await?;
+        let (given, complaints) = difference::outcome(wanted, &steps, refusals);
+        self.given = given;
+        Ok(complaints)
+    }
+
+    async fn plug(&mut self, link: &Link) -> Result<(), FollowError> {
+        let new = link.clone();
+        let (nic, redirect) = self.blocking(move |netns| netns.attach(&new)).await?;
+        let plugged = match self.nics.plug(nic).await {
+            Ok(plugged) => plugged,
+            Err(error) => {
+                self.blocking(move |netns| netns.detach(redirect)).await?;
+                return Err(error.into());
+            }
+        };
+        log::info!("network: link {} came", link.name);
+        self.carried.push(Carried {
+            pair: Pair {
+                host: link.index,
+                guest: plugged.link.index,
+            },
+            slot: plugged.slot,
+            redirect,
+        });
+        Ok(())
+    }
+
+    async fn unplug(&self, link: Carried) -> Result<(), FollowError> {
+        log::info!("network: link number {} went", link.pair.host);
+        let unplugged = self.nics.unplug(link.slot).await;
+        let redirect = link.redirect;
+        self.blocking(move |netns| netns.detach(redirect)).await?;
+        Ok(unplugged?)
+    }
+
+    /// Does `work` in the namespace, off the async threads.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Netns) -> Result<T, NetworkError> + Send + 'static,
+    ) -> Result<T, FollowError> {
+        let netns = self.netns.clone();
+        let done = tokio::task::spawn_blocking(move || work(&netns)).await;
+        done.map_err(|_| FollowError::Panicked)?
+            .map_err(FollowError::from)
+    }
+}
