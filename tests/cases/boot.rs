@@ -60,8 +60,10 @@ fn standard_input_is_the_serial_console() {
     let vm = Vm::running("echo ready; read line; echo \"got <$line>\"; reboot -f");
     let mut running = vm.start();
     running.wait_for("ready");
-    running.write(b"over to you\n");
-    running.wait_for("got <over to you>");
+    // More than the 64 bytes that the serial port keeps for the guest.
+    let line = "over to you ".repeat(20) + "now";
+    running.write(format!("{line}\n").as_bytes());
+    running.wait_for(&format!("got <{line}>"));
     running.finish().ended_with(RESET);
 }
 

@@ -1,11 +1,12 @@
 //! Standard input and the terminal, for use by hand.
 
-use std::io::{self, IsTerminal, Read, Stdin};
+use std::io::{self, IsTerminal, Stdin};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::SerialConsole;
@@ -49,7 +50,8 @@ impl ConsoleInput {
         let read = if room == 0 {
             0
         } else {
-            self.stdin.read(&mut bytes).unwrap_or(0)
+            // Not through the library's buffer: what it keeps, epoll does not tell of.
+            unistd::read(&self.stdin, &mut bytes).unwrap_or(0)
         };
         bytes.truncate(read);
         if read == 0 {
