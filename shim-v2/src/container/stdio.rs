@@ -34,7 +34,8 @@ use crate::sandbox::vsock::Vsock;
 
 /// Bytes moved at a time.
 const BUFFER: usize = 32 * 1024;
-/// How long after a process's exit its silent but open output is waited for.
+/// How long after a process's exit its silent but open output is waited for, half of it after
+/// the guest was seen to run.
 const IDLE_LIMIT: Duration = Duration::from_secs(2);
 /// How long after a process's exit its flowing or blocked output is waited for.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
@@ -265,12 +266,19 @@ impl Streams {
 
     /// Waits until all output was delivered, within limits. `false` when a limit
     /// was hit; the copies go on then until the streams are dropped.
-    pub async fn drained(&self) -> bool {
+    ///
+    /// A guest that is silent may be one that does not get to run: `answers` tells whether it
+    /// does, and the guest sends what it has before it answers.
+    pub async fn drained<F>(&self, answers: impl Fn() -> F) -> bool
+    where
+        F: Future<Output = bool>,
+    {
         let mut open = self.progress.open.subscribe();
         let begin = Instant::now();
+        let mut answered = false;
         loop {
             let before = self.progress.bytes.load(Ordering::Relaxed);
-            if timeout(IDLE_LIMIT, open.wait_for(|open| *open == 0))
+            if timeout(IDLE_LIMIT / 2, open.wait_for(|open| *open == 0))
                 .await
                 .is_ok()
             {
@@ -278,12 +286,18 @@ impl Streams {
             }
             let moved = self.progress.bytes.load(Ordering::Relaxed) != before;
             let blocked = self.progress.blocked.load(Ordering::Relaxed) > 0;
-            if !moved && !blocked {
+            if moved || blocked {
+                answered = false;
+            } else if answered {
                 log::warn!("something still holds the output of an ended process open");
                 return false;
+            } else {
+                answered = answers().await;
             }
             if begin.elapsed() >= DRAIN_LIMIT {
-                log::warn!("output of an ended process is still not read after {DRAIN_LIMIT:?}");
+                log::warn!(
+                    "output of an ended process has not come to its end after {DRAIN_LIMIT:?}"
+                );
                 return false;
             }
         }

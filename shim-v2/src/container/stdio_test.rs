@@ -40,6 +40,11 @@ async fn output(fifo: &Fifo) -> (UnixStream, Streams) {
     (guest, streams)
 }
 
+/// The guest answers.
+async fn yes() -> bool {
+    true
+}
+
 #[tokio::test]
 async fn output_arrives_whole_and_ends_with_the_stream() {
     let fifo = Fifo::new("whole");
@@ -51,7 +56,7 @@ async fn output_arrives_whole_and_ends_with_the_stream() {
     let mut received = Vec::new();
     reader.read_to_end(&mut received).await.unwrap();
     assert!(received == expected);
-    assert!(streams.drained().await);
+    assert!(streams.drained(yes).await);
 }
 
 #[tokio::test]
@@ -69,7 +74,7 @@ async fn a_reader_may_come_late_and_may_come_back() {
     let mut received = [0; 18];
     reader.read_exact(&mut received).await.unwrap();
     assert_eq!(&received, b"while nobody reads");
-    assert!(streams.drained().await);
+    assert!(streams.drained(yes).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -79,11 +84,11 @@ async fn output_is_delivered_when_the_last_byte_was_read() {
     let (mut guest, streams) = output(&fifo).await;
     guest.write_all(b"last words").await.unwrap();
     drop(guest);
-    let pending = timeout(Duration::from_millis(300), streams.drained()).await;
+    let pending = timeout(Duration::from_millis(300), streams.drained(yes)).await;
     assert!(pending.is_err(), "the reader has not read yet");
     let mut received = [0; 10];
     reader.read_exact(&mut received).await.unwrap();
-    assert!(streams.drained().await);
+    assert!(streams.drained(yes).await);
 }
 
 #[tokio::test(start_paused = true)]
@@ -93,11 +98,11 @@ async fn output_nobody_will_read_is_not_waited_for() {
     let (mut guest, streams) = output(&fifo).await;
     guest.write_all(b"last words").await.unwrap();
     drop(guest);
-    let pending = timeout(Duration::from_millis(50), streams.drained()).await;
+    let pending = timeout(Duration::from_millis(50), streams.drained(yes)).await;
     assert!(pending.is_err(), "there is a reader still");
     drop(reader);
     let begin = Instant::now();
-    assert!(streams.drained().await);
+    assert!(streams.drained(yes).await);
     assert!(begin.elapsed() < IDLE_LIMIT);
 }
 
@@ -107,7 +112,7 @@ async fn a_held_pipe_and_a_sleeping_reader_are_waited_for_within_limits() {
     let _reader = fifo.reader();
     let (guest, held) = output(&fifo).await;
     let begin = Instant::now();
-    assert!(!held.drained().await);
+    assert!(!held.drained(yes).await);
     assert_eq!(begin.elapsed().as_secs(), IDLE_LIMIT.as_secs());
     drop(guest);
 
@@ -116,8 +121,25 @@ async fn a_held_pipe_and_a_sleeping_reader_are_waited_for_within_limits() {
     let (mut guest, sleeping) = output(&fifo).await;
     tokio::spawn(async move { guest.write_all(&vec![0; 1 << 20]).await });
     let begin = Instant::now();
-    assert!(!sleeping.drained().await);
+    assert!(!sleeping.drained(yes).await);
     assert_eq!(begin.elapsed().as_secs(), DRAIN_LIMIT.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_does_not_get_to_run_is_waited_for() {
+    let fifo = Fifo::new("starved");
+    let _reader = fifo.reader();
+    let (mut guest, streams) = output(&fifo).await;
+    let late = IDLE_LIMIT * 2;
+    tokio::spawn(async move {
+        tokio::time::sleep(late).await;
+        guest.write_all(b"last words").await.unwrap();
+    });
+    let begin = Instant::now();
+    let answers = || async { begin.elapsed() > late };
+    // The last words are there, but their reader does not read them.
+    streams.drained(answers).await;
+    assert_eq!(streams.progress.bytes.load(Ordering::Relaxed), 10);
 }
 
 #[tokio::test]

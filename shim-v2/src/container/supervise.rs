@@ -60,7 +60,8 @@ pub async fn supervise(
         end_execs(&container).await;
     }
     if let Some(streams) = process.streams() {
-        streams.drained().await;
+        let answers = || async { sandbox.agent.ping().await.is_ok() };
+        streams.drained(answers).await;
         if streams.is_drained() {
             process.drop_streams();
         }

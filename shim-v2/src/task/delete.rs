@@ -25,7 +25,7 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
     let exit = match process.state() {
         State::Stopped(exit) => {
-            deliver_the_rest(&process).await;
+            deliver_the_rest(&sandbox, &process).await;
             exit
         }
         State::Created => Exit::now(KILLED),
@@ -65,10 +65,11 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
 }
 
 /// A slow reader had its time when the process ended, and gets as much as with runc now.
-async fn deliver_the_rest(process: &Process) {
+async fn deliver_the_rest(sandbox: &Sandbox, process: &Process) {
     const LIMIT: Duration = Duration::from_secs(2);
     if let Some(streams) = process.streams() {
-        drop(timeout(LIMIT, streams.drained()).await);
+        let answers = || async { sandbox.agent.ping().await.is_ok() };
+        drop(timeout(LIMIT, streams.drained(answers)).await);
     }
 }
 
