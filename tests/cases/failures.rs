@@ -49,6 +49,17 @@ fn a_killed_vmm_ends_its_container_once_with_137() {
     node.log_with("VMM");
 }
 
+/// As whoever ends all processes of a host does it, or a pod by the pid that is told.
+#[test]
+fn a_vmm_that_is_asked_to_end_does_so() {
+    let _node = Node::enter();
+    let events = Events::subscribe();
+    let running = ready(&Container::script("echo ready; sleep 1000"));
+    process::signal(process::only("husk-vmm"), "TERM");
+    running.finish().ended_with(137);
+    assert_eq!(events.one_exit(), 137);
+}
+
 #[test]
 fn a_killed_shim_takes_its_machine_along() {
     let _node = Node::enter();

@@ -1,5 +1,8 @@
 //! How a machine can end, and the exit code of `husk-vmm` that says so.
 
+use vmm_sys_util::errno;
+use vmm_sys_util::signal::register_signal_handler;
+
 /// Why the VMM exits. The code is the process's exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -52,6 +55,22 @@ impl Exit {
             Self::KvmError => "KVM could not run the guest",
         }
     }
+}
+
+/// Has SIGTERM end the process at once, as [`Exit::Stopped`]. Without a handler it would never
+/// reach the VMM, which is PID 1 of its namespace (pid_namespaces(7)): who ends all processes of
+/// a host, or a pod by its pid, would wait for nothing.
+///
+/// # Errors
+/// What the operating system refused.
+pub fn stop_on_sigterm() -> Result<(), errno::Error> {
+    register_signal_handler(libc::SIGTERM, on_sigterm)
+}
+
+#[expect(unsafe_code, reason = "the only safe way to exit runs handlers")]
+extern "C" fn on_sigterm(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: async-signal-safe (signal-safety(7)), and ends the process.
+    unsafe { libc::_exit(Exit::Stopped as i32) }
 }
 
 #[cfg(test)]

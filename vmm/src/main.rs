@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use husk_vmm::args::{self, Args, ArgsError};
 use husk_vmm::config::{ConfigError, VmConfig};
-use husk_vmm::exit::Exit;
+use husk_vmm::exit::{self, Exit};
 use husk_vmm::jail::{self, JailError};
 use husk_vmm::log::chain;
 use husk_vmm::opener::{Descriptors, OpenError, Paths, Resources};
@@ -55,6 +55,7 @@ fn run_by_hand(config: &Path) -> Result<Exit, Error> {
 fn run_jailed(jail: &Path, config: RawFd, control: RawFd, log: RawFd) -> Result<Exit, Error> {
     let mut descriptors = Descriptors::default();
     start_log(descriptors.take(log, "the log")?);
+    exit::stop_on_sigterm().map_err(Error::Signal)?;
     let config = descriptors.take(config, "the configuration")?;
     let control = descriptors.take(control, "the control socket")?;
 
@@ -91,6 +92,8 @@ fn report(error: &Error) {
 enum Error {
     #[error(transparent)]
     Args(#[from] ArgsError),
+    #[error("cannot handle SIGTERM")]
+    Signal(#[source] vmm_sys_util::errno::Error),
     #[error("cannot read {}", path.display())]
     ConfigFile {
         path: PathBuf,
@@ -124,7 +127,7 @@ impl Error {
             | Self::Build(
                 BuildError::Boot(_) | BuildError::NotKvm(_) | BuildError::Slot(SlotError::Tap { .. }),
             ) => Exit::Config,
-            Self::Jail(_) | Self::Build(_) | Self::Run(_) | Self::Descriptor(_) => Exit::Internal,
+            Self::Signal(_) | Self::Jail(_) | Self::Build(_) | Self::Run(_) | Self::Descriptor(_) => Exit::Internal,
         }
     }
 }
