@@ -1,4 +1,4 @@
-//! Pids: the processes of a container as the guest numbers them.
+//! Pids: the processes of a container, all but the init as the guest numbers them.
 
 use containerd_shim_protos::api::{PidsRequest, PidsResponse, ProcessInfo};
 use containerd_shim_protos::shim::oci::ProcessDetails;
@@ -42,8 +42,14 @@ fn describe(container: &Container, pids: Vec<u32>) -> Vec<ProcessInfo> {
             .iter()
             .find(|exec| exec.state().is_alive() && exec.guest_pid() == Some(pid))
     };
+    let init = container.init.guest_pid();
     let info = |pid| ProcessInfo {
-        pid,
+        // By the number that containerd knows it by.
+        pid: if init == Some(pid) {
+            container.pid
+        } else {
+            pid
+        },
         info: exec_of(pid).and_then(|exec| details(&exec.exec_id)).into(),
         ..ProcessInfo::default()
     };
@@ -83,8 +89,10 @@ mod tests {
             exec.started();
         }
         container.process("ended").unwrap().exited(Exit::now(0));
+        container.init.set_guest_pid(5);
         let list = describe(&container, vec![5, 7, 8]);
         assert!(list[0].info.is_none());
+        assert_eq!(list[0].pid, container.pid);
         assert!(list[2].info.is_none());
         let any = list[1].info.as_ref().unwrap();
         assert_eq!(any.type_url, "containerd.runc.v1.ProcessDetails");

@@ -16,6 +16,9 @@ use crate::shim::Shim;
 /// How the type of the resources ends; before it stands a version of the OCI spec.
 const TYPE: &str = "LinuxResources";
 
+/// Lists of CPUs and memory nodes are the host's; the guest numbers its own.
+const HOSTS: [&str; 2] = ["cpus", "mems"];
+
 /// Applies what the resources name to a container.
 pub async fn update(shim: Arc<Shim>, request: UpdateTaskRequest) -> Result<Empty, Error> {
     let container = shim.containers.get(&request.id)?;
@@ -49,10 +52,18 @@ fn check(type_url: &str, json: Vec<u8>) -> Result<Vec<u8>, Error> {
     if type_url.rsplit('/').next() != Some(TYPE) {
         return Err(bad(format!("is of type {type_url:?}, not {TYPE}")));
     }
-    match serde_json::from_slice::<Map<String, Value>>(&json) {
-        Ok(_) => Ok(json),
-        Err(error) => Err(bad(format!("is not an OCI resources object: {error}"))),
+    let no_object = |error| bad(format!("is not an OCI resources object: {error}"));
+    let mut object: Map<String, Value> = serde_json::from_slice(&json).map_err(no_object)?;
+    let cpu = object.get_mut("cpu").and_then(Value::as_object_mut);
+    let Some(cpu) = cpu.filter(|cpu| HOSTS.iter().any(|field| cpu.contains_key(*field))) else {
+        return Ok(json);
+    };
+    for field in HOSTS {
+        if cpu.remove(field).is_some_and(|list| list != "") {
+            log::warn!("update: cpu.{field} names the host's, it is ignored");
+        }
     }
+    serde_json::to_vec(&object).map_err(no_object)
 }
 
 #[cfg(test)]
@@ -66,6 +77,9 @@ mod tests {
         let json = br#"{"memory":{"limit":1048576}}"#;
         assert_eq!(check(URL, json.to_vec()).unwrap(), json);
         assert!(check(URL, b"{}".to_vec()).is_ok());
+        let with_host = br#"{"cpu":{"cpus":"7","mems":"","quota":1000}}"#;
+        let without = br#"{"cpu":{"quota":1000}}"#;
+        assert_eq!(check(URL, with_host.to_vec()).unwrap(), without);
         let windows = URL.replace("Linux", "Windows");
         for (url, json) in [
             (windows.as_str(), &b"{}"[..]),
