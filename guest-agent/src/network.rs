@@ -36,7 +36,10 @@ pub fn links() -> Result<Vec<Link>, Error> {
     let mut links = Vec::new();
     for device in fs::read_dir(DEVICES).map_err(failed)? {
         let device = device.map_err(failed)?;
-        let link = link(&device.path()).map_err(failed)?;
+        // A container's own devices come and go meanwhile.
+        let Ok(link) = link(&device.path()) else {
+            continue;
+        };
         if link.name != "lo" {
             links.push(link);
         }

@@ -61,7 +61,7 @@ pub fn decode(header: [u8; HEADER_LEN]) -> SocketAddr {
 ///
 /// # Errors
 /// The first of either stream, and `TimedOut` when one has ended and the other stays silent
-/// for ten minutes. The caller drops both then: the connection is cut.
+/// for ten minutes, or one does not read for so long. The caller drops both then: the connection is cut.
 pub async fn join<A, B>(one: A, other: B) -> io::Result<()>
 where
     A: AsyncRead + AsyncWrite + Send,
@@ -88,6 +88,11 @@ where
     }
 }
 
+/// Nobody may keep the other side from ending by not reading for ever.
+async fn within(write: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    timeout(SILENCE, write).await?
+}
+
 /// One direction, to its end.
 async fn carry(
     mut from: impl AsyncRead + Unpin,
@@ -99,9 +104,9 @@ async fn carry(
         let length = from.read(&mut buffer).await?;
         let bytes = buffer.get(..length).unwrap_or_default();
         if bytes.is_empty() {
-            return to.shutdown().await;
+            return within(to.shutdown()).await;
         }
-        to.write_all(bytes).await?;
+        within(to.write_all(bytes)).await?;
         moved.fetch_add(1, Ordering::Relaxed);
     }
 }

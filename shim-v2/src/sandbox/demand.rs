@@ -19,6 +19,8 @@ pub struct Demand {
     quota: Option<u64>,
     period: Option<u64>,
     shares: Option<u64>,
+    /// Whether there is a memory limit now.
+    limited: bool,
     /// Whether the quota was lifted. It still counts, and so does the memory limit when it is
     /// lifted: who may use more than before is not to find less.
     lifted: bool,
@@ -36,6 +38,9 @@ impl Demand {
             quota: limit(quota).or(self.quota),
             period: positive(period).or(self.period),
             shares: positive(shares).or(self.shares),
+            limited: resources
+                .named_memory_limit()
+                .map_or(self.limited, |limit| limit > 0),
             lifted: quota.map_or(self.lifted, |quota| quota <= 0),
         }
     }
@@ -69,20 +74,24 @@ pub enum Settled {
 /// The demands of all containers: what each may use, and what it is about to. Until a change
 /// is settled the greater counts.
 #[derive(Clone, Debug, Default)]
-pub struct Demands(HashMap<String, (Demand, Demand)>);
+pub struct Demands {
+    containers: HashMap<String, (Demand, Demand)>,
+    first: Option<String>,
+}
 
 impl Demands {
     /// Notes that a container is about to have `resources`, as far as they are named.
     pub fn change(&mut self, container: String, resources: &Resources) {
-        let (now, next) = self.0.entry(container).or_default();
-        *next = now.changed_by(resources);
+        self.first.get_or_insert_with(|| container.clone());
+        let (_, next) = self.containers.entry(container).or_default();
+        *next = next.changed_by(resources);
     }
 
     /// Notes what became of it.
     pub fn settle(&mut self, container: &str, settled: Settled) {
         if settled == Settled::Gone {
-            self.0.remove(container);
-        } else if let Some((now, next)) = self.0.get_mut(container) {
+            self.containers.remove(container);
+        } else if let Some((now, next)) = self.containers.get_mut(container) {
             match settled {
                 Settled::Applied => *now = *next,
                 _ => *next = *now,
@@ -90,10 +99,20 @@ impl Demands {
         }
     }
 
+    /// Whether a container without a memory limit lives on what there is, besides the first:
+    /// that one waits for the pod's end and uses nothing.
+    pub fn has_unlimited(&self) -> bool {
+        let mut others = self
+            .containers
+            .iter()
+            .filter(|(container, _)| self.first.as_ref() != Some(container));
+        others.any(|(_, (now, next))| !now.limited || !next.limited)
+    }
+
     /// The limits of the sandbox: those it was booted for, or what its containers may use
     /// together where that is more.
     pub fn limits(&self, boot: Limits) -> Limits {
-        let both = self.0.values();
+        let both = self.containers.values();
         let memory = both
             .clone()
             .filter_map(|(now, next)| now.memory.max(next.memory));
@@ -199,6 +218,42 @@ mod tests {
         assert_eq!(demands.limits(Limits::default()).memory, Some(512));
         demands.settle("0", Settled::Gone);
         assert_eq!(demands.limits(Limits::default()), Limits::default());
+    }
+
+    #[test]
+    fn who_has_no_memory_limit_is_known() {
+        let limited = json!({ "memory": { "limit": 512 } });
+        let settled = |containers: &[Value]| {
+            let mut demands = all(containers);
+            for number in 0..containers.len() {
+                demands.settle(&number.to_string(), Settled::Applied);
+            }
+            demands
+        };
+        assert!(!settled(&[json!({}), limited.clone()]).has_unlimited());
+        let mut demands = settled(&[json!({}), limited.clone(), json!({})]);
+        assert!(demands.has_unlimited());
+        demands.settle("2", Settled::Gone);
+        assert!(!demands.has_unlimited());
+        let lifted = json!({ "memory": { "limit": -1 } });
+        demands.change("1".into(), &serde_json::from_value(lifted).unwrap());
+        assert!(demands.has_unlimited());
+    }
+
+    #[test]
+    fn two_changes_at_once_are_both_kept() {
+        let mut demands = all(&[json!({})]);
+        for resources in [
+            json!({ "memory": { "limit": 512 } }),
+            json!({ "cpu": { "quota": 200_000, "period": 100_000 } }),
+        ] {
+            demands.change("0".into(), &serde_json::from_value(resources).unwrap());
+        }
+        let limits = demands.limits(Limits::default());
+        assert_eq!(
+            (limits.memory, limits.cpu),
+            (Some(512), Some((200_000, CPU_PERIOD)))
+        );
     }
 
     #[test]

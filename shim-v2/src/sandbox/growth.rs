@@ -3,13 +3,17 @@
 //!
 //! A task owns what the containers ask for and how large the VM is, so that two who ask at
 //! once do so one after the other, without a lock. A growth that cannot be had is a warning
-//! and the container runs with what there is. Shrinking keeps nobody waiting: it begins once
-//! the guest has the lower limits, and the guest gives back what it can when it can.
+//! and the container runs with what there is. Shrinking keeps nobody waiting: it begins some
+//! time after the guest has the lower limits, so that a container that is restarted finds its
+//! share still there, and the guest gives back what it can when it can. While a container without
+//! a limit may be using the memory, it stays.
 
 use std::path::Path;
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use super::agent::{Agent, AgentError};
 use super::control::{Control, ControlError};
@@ -20,6 +24,9 @@ use crate::config::Config;
 use crate::container::oci::Resources;
 use crate::container::pod::Limits;
 use crate::error::chain;
+
+/// How long the VM keeps what its containers may not use any more.
+const SHRINK_DELAY: Duration = Duration::from_secs(10);
 
 /// How the size of a VM is found: what was known when it booted.
 #[derive(Clone, Debug)]
@@ -77,14 +84,12 @@ impl Growth {
         agent: Agent,
     ) -> Self {
         let (messages, queue) = mpsc::channel(16);
-        let fitted = (Demands::default().limits(sizing.workload), sizing.pod());
         let task = Task {
             sizing,
             boot: now,
             asked: now,
             boot_kib: None,
             ceiling,
-            fitted,
             demands: Demands::default(),
             control,
             agent,
@@ -119,8 +124,6 @@ struct Task {
     /// The guest's MemTotal with nothing plugged, in KiB.
     boot_kib: Option<u64>,
     ceiling: Ceiling,
-    /// The limits, the pod's among them, that `asked` answers.
-    fitted: (Limits, Limits),
     demands: Demands,
     control: Control,
     agent: Agent,
@@ -128,37 +131,47 @@ struct Task {
 
 impl Task {
     async fn serve(mut self, mut queue: mpsc::Receiver<Message>) {
-        while let Some(message) = queue.recv().await {
+        let mut shrink_at = None;
+        loop {
+            let message = match shrink_at {
+                Some(at) => timeout_at(at, queue.recv()).await,
+                None => Ok(queue.recv().await),
+            };
             match message {
-                Message::Fit(container, resources, done) => {
+                Ok(Some(Message::Fit(container, resources, done))) => {
                     self.demands.change(container, &resources);
-                    self.fit().await;
+                    self.fit(self.asked).await;
                     // Whoever asked may have given up.
                     done.send(()).ok();
                 }
-                Message::Settle(container, settled) => {
+                Ok(Some(Message::Settle(container, settled))) => {
                     self.demands.settle(&container, settled);
-                    self.fit().await;
+                    shrink_at = Some(Instant::now() + SHRINK_DELAY);
+                }
+                Ok(None) => return,
+                Err(_) => {
+                    shrink_at = None;
+                    self.fit(self.boot).await;
                 }
             }
         }
     }
 
-    /// Makes the VM as large as what the containers may use now.
-    async fn fit(&mut self) {
+    /// Makes the VM as large as what the containers may use now, and at least as `least`.
+    async fn fit(&mut self, least: Size) {
         let limits = (self.demands.limits(self.sizing.workload), self.sizing.pod());
-        if limits == self.fitted {
-            return;
-        }
-        self.fitted = limits;
         let wanted = self.ceiling.clamp(self.sizing.size(limits.0, limits.1));
-        let vcpus = wanted.vcpus.max(self.boot.vcpus);
+        let vcpus = wanted.vcpus.max(least.vcpus);
         if vcpus != self.asked.vcpus {
             let there = self.resize_vcpus(vcpus).await;
             report("vCPUs", self.asked.vcpus, vcpus, there);
             self.asked.vcpus = vcpus;
         }
-        let mib = wanted.memory_mib.max(self.boot.memory_mib);
+        let least = match self.demands.has_unlimited() {
+            true => self.asked,
+            false => least,
+        };
+        let mib = wanted.memory_mib.max(least.memory_mib);
         if mib != self.asked.memory_mib {
             let there = self.resize_memory(mib).await;
             report("MiB of RAM", self.asked.memory_mib, mib, there);

@@ -30,6 +30,9 @@ pub struct Item {
     pub add: Vec<u8>,
     /// The request that takes it away. Two with the same one are the same thing.
     pub remove: Vec<u8>,
+    /// It ends by itself in the pod's namespace, where the routers' advertisements that would
+    /// renew it do not arrive any more: the guest gets them. Once given, it is the guest's own.
+    pub ages: bool,
 }
 
 /// The kinds of things.
@@ -67,7 +70,14 @@ impl Item {
             kind,
             add: packet(NLM_F_ACK | flags, 1, add),
             remove: packet(NLM_F_ACK, 1, remove),
+            ages: false,
         }
+    }
+
+    /// The same, and it `ages`.
+    #[must_use]
+    pub fn aging(self, ages: bool) -> Self {
+        Self { ages, ..self }
     }
 
     /// Whether a kernel takes it away with something else.
@@ -97,6 +107,8 @@ enum Effect {
     FreeName,
     /// The item of this number is given.
     Add(usize),
+    /// The item of this number is given another way than before.
+    Change(usize),
     /// The item of this number is given once more.
     Again(usize),
 }
@@ -117,7 +129,7 @@ impl Difference {
         let mut sweeping = false;
         let mut difference = Self::default();
         for item in given.iter().rev() {
-            if !after.contains(&item.remove[..]) {
+            if !item.ages && !after.contains(&item.remove[..]) {
                 sweeping |= item.sweeps();
                 let what = format!("{}, removed", item.what);
                 difference
@@ -128,12 +140,14 @@ impl Difference {
         for (number, item) in wanted.iter().enumerate() {
             let earlier = before.get(&item.remove[..]);
             let effect = match earlier {
-                Some(earlier) if earlier.add == item.add => Effect::Again(number),
-                _ => Effect::Add(number),
+                Some(earlier) if earlier.add == item.add || item.ages => Effect::Again(number),
+                Some(_) => Effect::Change(number),
+                None => Effect::Add(number),
             };
-            let adds = effect == Effect::Add(number);
+            let adds = effect != Effect::Again(number);
             // With another MTU or Ethernet address a link may lose what it has.
-            sweeping |= adds && earlier.is_some() && matches!(item.kind, Kind::Link { .. });
+            let changes = effect == Effect::Change(number);
+            sweeping |= changes && matches!(item.kind, Kind::Link { .. });
             if adds || sweeping && item.is_swept() {
                 let step = step(item.what.clone(), item.add.clone(), effect);
                 difference.additions.push(step);
@@ -191,9 +205,20 @@ pub fn out_of_the_way(index: u32) -> RouteNetlinkMessage {
     RouteNetlinkMessage::SetLink(message)
 }
 
-/// What the guest has after the steps to what was `wanted`, of which it refused some; and why
-/// it did not do what it should have done.
+/// Notes that nobody knows how far the guest has come on the way to what was `wanted`: it may
+/// have all of it, and is given it once more.
+pub fn doubt(given: &mut Vec<Item>, wanted: Vec<Item>) {
+    for item in wanted {
+        given.retain(|earlier| earlier.remove != item.remove);
+        let add = Vec::new();
+        given.push(Item { add, ..item });
+    }
+}
+
+/// What the guest has after the steps from what was `given` to what was `wanted`, of which it
+/// refused some; and why it did not do what it should have done.
 pub fn outcome(
+    given: &[Item],
     wanted: Vec<Item>,
     steps: &[Step],
     refusals: Vec<NetworkRefusal>,
@@ -217,7 +242,7 @@ pub fn outcome(
                 missing.insert(number);
                 there(number)
             }
-            Effect::Again(number) => {
+            Effect::Change(number) | Effect::Again(number) => {
                 if !there(number) {
                     missing.insert(number);
                 }
@@ -228,9 +253,24 @@ pub fn outcome(
             complaints.push(refusal.text);
         }
     }
-    let given = wanted.into_iter().enumerate();
-    let given = given.filter(|(number, _)| !missing.contains(number));
-    (given.map(|(_, item)| item).collect(), complaints)
+    // What was refused to change is there as before, and what ages is not taken away.
+    let unchanged: HashSet<&[u8]> = steps
+        .iter()
+        .filter_map(|step| match step.effect {
+            Effect::Change(number) if missing.contains(&number) => Some(&wanted[number].remove[..]),
+            _ => None,
+        })
+        .collect();
+    let names: HashSet<&[u8]> = wanted.iter().map(|item| &item.remove[..]).collect();
+    let stays = |item: &&Item| {
+        let name = &item.remove[..];
+        unchanged.contains(name) || item.ages && !names.contains(name)
+    };
+    let mut has: Vec<Item> = given.iter().filter(stays).cloned().collect();
+    let wanted = wanted.into_iter().enumerate();
+    let wanted = wanted.filter(|(number, _)| !missing.contains(number));
+    has.extend(wanted.map(|(_, item)| item));
+    (has, complaints)
 }
 
 #[cfg(test)]

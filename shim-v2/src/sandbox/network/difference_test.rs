@@ -8,6 +8,7 @@ fn item(what: &str, kind: Kind, add: u8) -> Item {
         kind,
         add: vec![add],
         remove: what.as_bytes().to_owned(),
+        ages: false,
     }
 }
 
@@ -120,7 +121,7 @@ fn refusal(change: u32, errno: i32) -> NetworkRefusal {
 fn what_was_refused_is_not_had_and_said() {
     let given = steps(&[], &pod());
     let refused = vec![refusal(2, libc::EINVAL), refusal(4, EEXIST)];
-    let (has, complaints) = outcome(pod(), &given, refused);
+    let (has, complaints) = outcome(&[], pod(), &given, refused);
     // Somebody else's rule serves as well, and is not ours to remove.
     assert_eq!(complaints, ["2 refused"]);
     let whats: Vec<&str> = has.iter().map(|item| item.what.as_str()).collect();
@@ -128,7 +129,7 @@ fn what_was_refused_is_not_had_and_said() {
     // It is tried again.
     assert_eq!(steps(&has, &pod()).len(), 2);
     // A name that another has is no success.
-    let (has, complaints) = outcome(pod(), &given, vec![refusal(0, EEXIST)]);
+    let (has, complaints) = outcome(&[], pod(), &given, vec![refusal(0, EEXIST)]);
     assert_eq!((has.len(), complaints.len()), (4, 1));
 }
 
@@ -138,16 +139,66 @@ fn what_is_gone_or_there_already_is_no_reason_to_complain() {
     wanted.retain(|item| item.what != "address");
     let steps = steps(&pod(), &wanted);
     let refused = vec![refusal(0, EADDRNOTAVAIL), refusal(1, EEXIST)];
-    let (has, complaints) = outcome(wanted.clone(), &steps, refused);
+    let (has, complaints) = outcome(&pod(), wanted.clone(), &steps, refused);
     assert_eq!(complaints, [""; 0]);
     assert_eq!(has, wanted);
     // Swept away, and then refused.
-    let (has, complaints) = outcome(wanted, &steps, vec![refusal(1, libc::ENETUNREACH)]);
+    let (has, complaints) = outcome(&pod(), wanted, &steps, vec![refusal(1, libc::ENETUNREACH)]);
     assert_eq!((has.len(), complaints.len()), (3, 1));
 }
 
 #[test]
 fn a_refusal_of_no_step_is_said_and_harms_nobody() {
-    let (has, complaints) = outcome(pod(), &[], vec![refusal(7, EEXIST), refusal(u32::MAX, 0)]);
+    let (has, complaints) = outcome(
+        &pod(),
+        pod(),
+        &[],
+        vec![refusal(7, EEXIST), refusal(u32::MAX, 0)],
+    );
     assert_eq!((has, complaints.len()), (pod(), 2));
+}
+
+#[test]
+fn what_was_refused_to_change_is_as_before() {
+    let mut wanted = pod();
+    wanted[2].add = vec![2];
+    let changes = steps(&pod(), &wanted);
+    assert_eq!(whats(&changes), ["address"]);
+    let (has, complaints) = outcome(
+        &pod(),
+        wanted.clone(),
+        &changes,
+        vec![refusal(0, libc::EINVAL)],
+    );
+    assert_eq!((has.len(), complaints.len()), (5, 1));
+    assert!(has.contains(&pod()[2]));
+    // It is tried again, and taken away when it is not wanted any more.
+    assert_eq!(whats(&steps(&has, &wanted)), ["address"]);
+    wanted.remove(2);
+    assert_eq!(whats(&steps(&has, &wanted))[0], "address, removed");
+}
+
+#[test]
+fn what_the_guest_may_have_is_given_again_and_taken_away() {
+    let mut given = pod()[..2].to_vec();
+    doubt(&mut given, pod());
+    let again = steps(&given, &pod());
+    assert_eq!(again.len(), 5);
+    // It had the route.
+    let (has, complaints) = outcome(&given, pod(), &again, vec![refusal(3, EEXIST)]);
+    assert_eq!((has, complaints), (pod(), Vec::new()));
+    assert_eq!(steps(&given, &[]).len(), 5);
+}
+
+#[test]
+fn what_ages_is_given_once_and_never_taken_away() {
+    let mut wanted = pod();
+    wanted[3].ages = true;
+    let mut later = wanted.clone();
+    later[3].add = vec![2];
+    assert!(Difference::between(&wanted, &later).is_empty());
+    let without: Vec<Item> = [0, 1, 2, 4].map(|number| wanted[number].clone()).into();
+    assert!(Difference::between(&wanted, &without).is_empty());
+    let (has, _) = outcome(&wanted, without, &[], Vec::new());
+    assert!(Difference::between(&has, &wanted).is_empty());
 }

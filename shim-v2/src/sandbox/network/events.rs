@@ -80,17 +80,49 @@ impl Events {
     }
 }
 
-/// Reads one message and forgets it.
+/// Reads one message that tells of a change here, and forgets it.
 fn one(socket: &OwnedFd) -> io::Result<()> {
-    // A message that does not fit is cut, and read nonetheless.
-    let mut message = [0; 32];
-    let read = recv(socket.as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT);
-    read.map(drop).map_err(io::Error::from)
+    loop {
+        // A message that does not fit is cut, and read nonetheless.
+        let mut message = [0; 32];
+        recv(socket.as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT)?;
+        if !is_of_a_bridge(&message) {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether it tells what a bridge has learnt, which whoever sends through it decides: the type in
+/// `struct nlmsghdr`, the family in the `struct ndmsg` behind it.
+fn is_of_a_bridge(message: &[u8; 32]) -> bool {
+    let kind = u16::from_ne_bytes([message[4], message[5]]);
+    let neighbour = [libc::RTM_NEWNEIGH, libc::RTM_DELNEIGH].contains(&kind);
+    neighbour && i32::from(message[16]) == libc::AF_BRIDGE
 }
 
 /// Nothing is lost for who looks at the whole.
 fn lost(error: &io::Error) {
     if error.raw_os_error() != Some(Errno::ENOBUFS as i32) {
         log::warn!("changes of the pod's network may be noticed late: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_bridge_learns_is_no_change() {
+        for (kind, family, learnt) in [
+            (libc::RTM_NEWNEIGH, libc::AF_BRIDGE, true),
+            (libc::RTM_DELNEIGH, libc::AF_BRIDGE, true),
+            (libc::RTM_NEWNEIGH, libc::AF_INET6, false),
+            (libc::RTM_NEWLINK, libc::AF_BRIDGE, false),
+        ] {
+            let mut message = [0; 32];
+            message[4..6].copy_from_slice(&kind.to_ne_bytes());
+            message[16] = family as u8;
+            assert_eq!(is_of_a_bridge(&message), learnt, "{kind} {family}");
+        }
     }
 }

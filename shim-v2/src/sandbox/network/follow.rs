@@ -5,14 +5,16 @@
 //! namespace: links that are gone are unplugged, new ones are plugged, and of everything else
 //! the guest is given the difference. Many changes in a row are one, if they come faster than
 //! the guest takes them. What the guest or the host refuses is a warning, and tried again
-//! with the next change; only the end of the VMM ends the task.
+//! after a while and with the next change; only the end of the VMM ends the task.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
+use agent_protocol::agent::Link as GuestLink;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::difference::{self, Difference, Item};
 use super::events::Events;
@@ -27,6 +29,10 @@ use crate::sandbox::vmm_process::{self, VmmEnd};
 
 /// How long a container's start waits for the guest to have what the namespace has.
 const SETTLE: Duration = Duration::from_secs(10);
+/// Least time between two looks that nobody waits for.
+const PACE: Duration = Duration::from_millis(50);
+/// When what failed is tried again, at first and at last.
+const RETRY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(60);
 /// How long the task may take to end after the VMM. What it waits for then ends by itself.
 const END: Duration = Duration::from_millis(500);
 
@@ -97,6 +103,14 @@ struct Carried {
     redirect: Redirect,
 }
 
+/// What the guest was not given of a look.
+struct Complaints {
+    /// Because no guest can have it.
+    unfit: Vec<String>,
+    /// Because something went wrong that may go right another time.
+    failed: Vec<String>,
+}
+
 struct Task {
     netns: Arc<Netns>,
     events: Events,
@@ -105,11 +119,13 @@ struct Task {
     carried: Vec<Carried>,
     /// What the guest has been given.
     given: Vec<Item>,
-    /// Links that the guest could not be given, and why. They are tried again when there is room
-    /// or they have changed: each attempt is a change of the namespace, too.
+    /// Links that the guest could not be given, and why. They are tried again when there is room,
+    /// they have changed or some time has passed: each attempt is a change of the namespace, too.
     left_out: Vec<(Link, String)>,
     /// What was wrong after the last change.
     complaints: Vec<String>,
+    /// When to try again what failed, and how long was waited for it.
+    retry: Option<(Instant, Duration)>,
 }
 
 impl Task {
@@ -122,10 +138,11 @@ impl Task {
             redirects,
             ..
         } = network;
-        let pairs = match scan.links.is_empty() {
-            true => Vec::new(),
-            false => mirror::pair(&scan.links, &agent.links().await?)?,
+        let links = match scan.links.is_empty() {
+            true => None,
+            false => Some(agent.links().await?),
         };
+        let pairs = mirror::pair(&scan.links, links.as_deref().unwrap_or_default())?;
         let carried = pairs.into_iter().zip(redirects).zip(0..);
         let carried = carried.map(|((pair, redirect), slot)| Carried {
             pair,
@@ -141,8 +158,9 @@ impl Task {
             given: Vec::new(),
             left_out: Vec::new(),
             complaints: Vec::new(),
+            retry: None,
         };
-        match task.give(&scan).await?.into_iter().next() {
+        match task.give(&scan, links).await?.into_iter().next() {
             Some(complaint) => Err(NetworkError::Refused(complaint).into()),
             None => Ok(task),
         }
@@ -153,7 +171,9 @@ impl Task {
         mut queue: mpsc::Receiver<oneshot::Sender<()>>,
         mut gone: watch::Receiver<Option<VmmEnd>>,
     ) {
+        let mut next_look = Instant::now();
         loop {
+            let retry_at = self.retry.map_or(next_look, |(at, _)| at);
             let asked = tokio::select! {
                 biased;
                 _ = vmm_process::end(&mut gone) => break,
@@ -161,16 +181,17 @@ impl Task {
                     Some(done) => Some(done),
                     None => break,
                 },
-                () = self.events.changed() => None,
+                () = sleep_until(retry_at), if self.retry.is_some() => None,
+                () = self.changed_after(next_look) => None,
             };
-            let mut changed = self.events.drain() || asked.is_none();
-            while changed && gone.borrow().is_none() {
+            // What was told until now the look will see, and what comes later wakes it again.
+            if self.events.drain() || asked.is_none() || self.retry.is_some() {
                 self.catch_up().await;
-                changed = self.events.drain();
             }
-            if let Some(done) = asked {
+            match asked {
                 // Whoever asked may have given up.
-                done.send(()).ok();
+                Some(done) => drop(done.send(())),
+                None => next_look = Instant::now() + PACE,
             }
         }
         // Whoever waits for the end waits for the queue's.
@@ -178,11 +199,37 @@ impl Task {
         drop(queue);
     }
 
+    /// Waits for a change, and in any case until then.
+    async fn changed_after(&self, then: Instant) {
+        sleep_until(then).await;
+        self.events.changed().await;
+    }
+
     /// Gives the guest what the namespace has now, and says what it could not be given, once.
     async fn catch_up(&mut self) {
-        let complaints = match self.look().await {
-            Ok(complaints) => complaints,
-            Err(error) => vec![chain(&error)],
+        let now = Instant::now();
+        let waited = self.retry.filter(|(at, _)| *at <= now);
+        if waited.is_some() {
+            self.left_out.clear();
+        }
+        let (complaints, failed) = match self.look().await {
+            Ok(complaints) => {
+                let unfit = complaints.unfit.len();
+                let mut all = complaints.unfit;
+                all.extend(complaints.failed);
+                let failed = all.len() > unfit;
+                (all, failed)
+            }
+            Err(error) => (vec![chain(&error)], true),
+        };
+        self.retry = match (failed, self.retry, waited) {
+            (false, ..) => None,
+            (true, Some(waiting), None) => Some(waiting),
+            (true, _, waited) => {
+                let longer = waited.map_or(*RETRY.start(), |(_, pause)| pause * 2);
+                let pause = longer.min(*RETRY.end());
+                Some((Instant::now() + pause, pause))
+            }
         };
         for complaint in &complaints {
             if !self.complaints.contains(complaint) {
@@ -192,9 +239,12 @@ impl Task {
         self.complaints = complaints;
     }
 
-    async fn look(&mut self) -> Result<Vec<String>, FollowError> {
+    async fn look(&mut self) -> Result<Complaints, FollowError> {
         let (scan, filtered) = self.blocking(Netns::look).await?;
-        let mut complaints: Vec<String> = scan.problems.iter().map(|p| chain(p)).collect();
+        let mut complaints = Complaints {
+            unfit: scan.problems.iter().map(|problem| chain(problem)).collect(),
+            failed: Vec::new(),
+        };
         let is_there = |index| scan.links.iter().any(|link| link.index == index);
         let carried = std::mem::take(&mut self.carried);
         let (kept, lost) = carried.into_iter().partition(|link: &Carried| {
@@ -206,7 +256,7 @@ impl Task {
         }
         for link in lost {
             if let Err(error) = self.unplug(link).await {
-                complaints.push(chain(&error));
+                complaints.failed.push(chain(&error));
             }
         }
         self.left_out.retain(|(link, _)| scan.links.contains(link));
@@ -221,23 +271,39 @@ impl Task {
             }
         }
         let left_out = self.left_out.iter();
-        complaints.extend(left_out.map(|(_, complaint)| complaint.clone()));
-        complaints.extend(self.give(&scan).await?);
+        let left_out = left_out.map(|(_, complaint)| complaint.clone());
+        complaints.failed.extend(left_out);
+        complaints.failed.extend(self.give(&scan, None).await?);
         Ok(complaints)
     }
 
-    /// Gives the guest the difference between what it has and the scan; returns what it refused.
-    async fn give(&mut self, scan: &Scan) -> Result<Vec<String>, FollowError> {
+    /// Gives the guest, whose links may be known, the difference between what it has and the scan;
+    /// returns what it refused.
+    async fn give(
+        &mut self,
+        scan: &Scan,
+        links: Option<Vec<GuestLink>>,
+    ) -> Result<Vec<String>, FollowError> {
         let pairs: Vec<Pair> = self.carried.iter().map(|link| link.pair).collect();
         let wanted = mirror::items(scan, &pairs);
         let difference = Difference::between(&self.given, &wanted);
         if difference.is_empty() {
             return Ok(Vec::new());
         }
-        let steps = difference.steps(&wanted, &self.agent.links().await?);
+        let links = match links {
+            Some(links) => links,
+            None => self.agent.links().await?,
+        };
+        let steps = difference.steps(&wanted, &links);
         let changes = steps.iter().map(|step| step.change.clone()).collect();
-        let refusals = self.agent.configure_network(changes).await?;
-        let (given, complaints) = difference::outcome(wanted, &steps, refusals);
+        let refusals = match self.agent.configure_network(changes).await {
+            Ok(refusals) => refusals,
+            Err(error) => {
+                difference::doubt(&mut self.given, wanted);
+                return Err(error.into());
+            }
+        };
+        let (given, complaints) = difference::outcome(&self.given, wanted, &steps, refusals);
         self.given = given;
         Ok(complaints)
     }

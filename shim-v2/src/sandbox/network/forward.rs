@@ -93,12 +93,14 @@ async fn serve(listeners: &[TcpListener], vsock: Vsock) {
 /// The next connection to any of them. Dropped, it is reset.
 async fn accept(listeners: &[TcpListener]) -> io::Result<TcpStream> {
     let accepted = poll_fn(|context| {
-        let polled = listeners.iter().map(|one| one.poll_accept(context));
-        // All are asked, so that all wake this task.
-        polled.fold(
-            Poll::Pending,
-            |first, next| if first.is_ready() { first } else { next },
-        )
+        for listener in listeners {
+            let accepted = listener.poll_accept(context);
+            if accepted.is_ready() {
+                return accepted;
+            }
+        }
+        // All were asked, so all wake this task.
+        Poll::Pending
     });
     let (client, _) = accepted.await?;
     reset_when_dropped(&client, true)?;

@@ -19,7 +19,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol,
 };
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
@@ -186,6 +186,7 @@ impl Mirror<'_> {
         let mut wanted = address.clone();
         wanted.header.index = self.index(address.header.index)?;
         let mut flags = AddressFlags::from_bits_retain(address.header.flags.bits().into());
+        let mut ages = false;
         wanted.attributes.retain(|attribute| match attribute {
             AddressAttribute::Flags(all) => {
                 flags = *all;
@@ -193,6 +194,7 @@ impl Mirror<'_> {
             }
             // An end of its life that never comes.
             AddressAttribute::CacheInfo(life) => {
+                ages = life.ifa_valid != u32::MAX;
                 (life.ifa_preferred, life.ifa_valid) != (u32::MAX, u32::MAX)
             }
             AddressAttribute::Address(_)
@@ -233,7 +235,7 @@ impl Mirror<'_> {
         let add = RouteNetlinkMessage::NewAddress(wanted);
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
         let remove = RouteNetlinkMessage::DelAddress(known);
-        Some(Item::new(what, Kind::Address, (flags, add), remove))
+        Some(Item::new(what, Kind::Address, (flags, add), remove).aging(ages))
     }
 
     /// `None` for a route by a link that is not carried.
@@ -272,7 +274,8 @@ impl Mirror<'_> {
         let add = RouteNetlinkMessage::NewRoute(wanted.clone());
         let flags = NLM_F_CREATE | NLM_F_APPEND;
         let remove = RouteNetlinkMessage::DelRoute(wanted);
-        Some(Item::new(what, Kind::Route, (flags, add), remove))
+        let ages = route.header.protocol == RouteProtocol::Ra;
+        Some(Item::new(what, Kind::Route, (flags, add), remove).aging(ages))
     }
 
     fn neighbour(&self, neighbour: &NeighbourMessage) -> Option<Item> {
