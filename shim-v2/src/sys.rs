@@ -13,6 +13,7 @@ use std::ptr;
 
 use nix::errno::Errno;
 use tokio::io::unix::AsyncFd;
+use tokio::process::Command;
 
 /// `ioctl` request that answers the kind of a namespace file, see ioctl_ns(2).
 const NS_GET_NSTYPE: libc::c_ulong = 0xb703;
@@ -171,6 +172,36 @@ fn prepare_and_exec(program: &Program, argv: &[*const c_char], envp: &[*const c_
     // SAFETY: path, argv and envp are NUL-terminated and live in the copied memory.
     unsafe { libc::execve(program.path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
     3
+}
+
+/// Gives the child of `command` these descriptors, as 3, 4, 5 and so on.
+///
+/// # Errors
+/// There is no room for them.
+pub fn pass_descriptors(command: &mut Command, descriptors: Vec<OwnedFd>) -> io::Result<()> {
+    const FIRST: RawFd = 3;
+    // Not one of them lies where another is to go, so that each loses FD_CLOEXEC by dup2.
+    let above = FIRST + c_int::try_from(descriptors.len()).unwrap_or(c_int::MAX - FIRST);
+    let duplicate = |least| {
+        let copies = descriptors.iter();
+        let copies = copies.map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, least));
+        copies.collect::<Result<Vec<_>, _>>()
+    };
+    // Taken, so that `Command` has nothing of its own there, to be overwritten.
+    let taken = duplicate(FIRST)?;
+    let copies = duplicate(above)?;
+    let place = move || {
+        let _taken = &taken;
+        for (from, to) in copies.iter().zip(FIRST..) {
+            // SAFETY: plain system call on an open descriptor.
+            Errno::result(unsafe { libc::dup2(from.as_raw_fd(), to) })?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it only calls dup2, which is async-signal-safe; an
+    // error it gives back is a number, nothing is allocated.
+    unsafe { command.pre_exec(place) };
+    Ok(())
 }
 
 /// Makes every descriptor above the standard streams one that ends with exec: whatever

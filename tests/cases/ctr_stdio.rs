@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -190,4 +191,69 @@ fn a_stream_goes_on_while_containerd_is_killed_and_comes_back() {
     assert!(got == lines(length), "{} bytes of {length}", got.len());
     task.wait();
     assert_eq!(task.delete(), 3);
+}
+
+/// Says something to both streams.
+const TALK: &str = "echo said; echo complained >&2; exit 3";
+
+/// Runs [`TALK`] detached with its output at `uri`, and deletes it.
+#[track_caller]
+fn talk_to(uri: &str, runtime: Runtime) {
+    let task = Container::new(runtime, &["sh", "-c", TALK])
+        .with(&["--log-uri", uri])
+        .detach();
+    task.wait();
+    assert_eq!(task.delete(), 3, "{runtime:?}");
+}
+
+#[test]
+fn a_log_uri_names_a_file_that_is_appended_to() {
+    let _node = Node::enter();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let logs = Runtime::BOTH.map(|runtime| {
+        let file = directory.path().join(runtime.name()).join("log");
+        let uri = format!("file://{}", file.display());
+        talk_to(&uri, runtime);
+        talk_to(&uri, runtime);
+        let log = std::fs::read_to_string(&file).expect("a log");
+        // Two streams have no order.
+        let mut lines: Vec<_> = log.lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
+    });
+    assert_eq!(logs[0], ["complained", "complained", "said", "said"]);
+    assert_eq!(logs[0], logs[1]);
+}
+
+#[test]
+fn a_log_uri_names_a_program_that_gets_both_streams() {
+    let _node = Node::enter();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let logger = directory.path().join("logger");
+    let script = "#!/bin/sh
+exec 5>&-
+out=$(cat <&3)
+err=$(cat <&4)
+echo \"$1 $out $err $CONTAINER_NAMESPACE ${CONTAINER_ID%%[0-9]*}\" >\"$2\"
+";
+    std::fs::write(&logger, script).expect("a script");
+    let executable = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&logger, executable).expect("a program");
+    let log = directory.path().join("log");
+    let uri = format!("binary://{}?to={}", logger.display(), log.display());
+    talk_to(&uri, Runtime::Husk);
+    let log = std::fs::read_to_string(&log).expect("a log, complete at Delete");
+    assert_eq!(log, "to said complained default c\n");
+}
+
+#[test]
+fn a_logger_that_cannot_be_started_fails_the_create() {
+    let _node = Node::enter();
+    for runtime in Runtime::BOTH {
+        let container =
+            Container::new(runtime, &["true"]).with(&["--log-uri", "binary:///no/logger"]);
+        let refused = husk_tests::process::run(container.command(&["--detach"]));
+        refused.failed_saying(&["/no/logger"]);
+        ctr(&["container", "delete", container.id()]);
+    }
 }

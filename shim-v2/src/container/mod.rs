@@ -1,8 +1,10 @@
 //! Containers of the sandbox: each an init process and any number of execs.
 
 pub mod labels;
+pub mod logger;
 pub mod metrics;
 pub mod oci;
+pub mod output;
 pub mod output_fifo;
 pub mod pod;
 pub mod process;

@@ -1,4 +1,5 @@
-//! Stop 11 of twelve: containerd's fifos and the guest's streams, one to one.
+//! Stop 11 of twelve: containerd's fifos and the guest's streams, one to one. Output may
+//! also go to a file or to a logger ([`super::output`]).
 //!
 //! Both ends of every fifo are held open. A reader of the output that goes away
 //! and comes back (containerd restarts, a client detaches) thus breaks nothing,
@@ -13,7 +14,6 @@
 //! that, but not for ever: a grandchild may keep the pipe open, a reader may sleep.
 
 use std::io::{self, Read};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,6 +29,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use super::logger::{Ended, Logger};
+use super::output::{Output, Target};
 use super::output_fifo::OutputFifo;
 use crate::sandbox::vsock::Vsock;
 
@@ -47,25 +49,45 @@ pub struct Paths {
     pub terminal: bool,
     /// Fifo the input comes from.
     pub stdin: String,
-    /// Fifo the output goes to.
+    /// Fifo, `file://` or `binary://` the output goes to.
     pub stdout: String,
-    /// Fifo the errors go to.
+    /// Fifo or `file://` the errors go to; a logger of the output has them too.
     pub stderr: String,
 }
 
 /// Why the stdio of a process cannot be connected.
 #[derive(Debug, Error)]
 pub enum StdioError {
-    /// A scheme other than `fifo`.
-    #[error("{which} is {uri}: only fifos are supported")]
+    /// A scheme that is not for this stream.
+    #[error(
+        "{which} is {uri}: only fifos are supported, for output also file://, for stdout binary://"
+    )]
     Scheme {
         /// `stdin`, `stdout` or `stderr`.
         which: &'static str,
         /// As given.
         uri: String,
     },
-    /// The path is not a fifo, or cannot be opened.
-    #[error("{which}: fifo {path} cannot be opened")]
+    /// A URI that names no path.
+    #[error("{which} is {uri}: not a URI with an absolute path and two digits after every %")]
+    Uri {
+        /// `stdout` or `stderr`.
+        which: &'static str,
+        /// As given.
+        uri: String,
+    },
+    /// The logger did not start, or did not get ready.
+    #[error("{which}: logger {program} cannot be started")]
+    Logger {
+        /// `stdout`.
+        which: &'static str,
+        /// Its path.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The path is not what its URI says, or cannot be opened.
+    #[error("{which}: {path} cannot be opened")]
     Open {
         /// `stdin`, `stdout` or `stderr`.
         which: &'static str,
@@ -87,7 +109,8 @@ pub enum StdioError {
 /// The open fifos of a process that is being made, and the tokens of their streams.
 pub struct Fifos {
     stdin: Input,
-    outputs: Vec<(&'static str, u64, OutputFifo)>,
+    outputs: Vec<(&'static str, u64, Output)>,
+    logger: Option<Ended>,
 }
 
 /// The running copies of one process.
@@ -96,6 +119,7 @@ pub struct Streams {
     stdin: Mutex<Input>,
     outputs: Vec<Task>,
     progress: Arc<Progress>,
+    logger: Option<Ended>,
 }
 
 /// Standard input: at first only its name and token, then open.
@@ -128,58 +152,43 @@ struct Progress {
 }
 
 impl Paths {
-    /// Refuses what is not a fifo before anything was made.
+    /// Refuses what cannot be opened before anything was made.
     ///
     /// # Errors
-    /// [`StdioError::Scheme`] and [`StdioError::Open`].
+    /// [`StdioError::Scheme`], [`StdioError::Uri`] and [`StdioError::Open`].
     pub fn check(&self) -> Result<(), StdioError> {
-        for (which, uri) in self.given() {
-            let path = fifo_path(which, uri)?;
-            let meta = std::fs::metadata(&path);
-            let is_fifo = meta.and_then(|meta| match meta.file_type().is_fifo() {
-                true => Ok(()),
-                false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a fifo")),
-            });
-            is_fifo.map_err(|source| StdioError::Open {
-                which,
-                path,
-                source,
-            })?;
-        }
-        Ok(())
+        let mut targets = self.targets()?.into_iter();
+        targets.try_for_each(|(which, target)| target.check(which))
     }
 
-    fn given(&self) -> impl Iterator<Item = (&'static str, &str)> {
-        let all = [
-            ("stdin", &self.stdin),
-            ("stdout", &self.stdout),
-            ("stderr", &self.stderr),
-        ];
-        let has_stderr = !self.terminal;
-        all.into_iter()
-            .map(|(which, uri)| (which, uri.as_str()))
-            .filter(move |(which, uri)| !uri.is_empty() && (has_stderr || *which != "stderr"))
+    fn targets(&self) -> Result<Vec<(&'static str, Target)>, StdioError> {
+        let parse = |which, uri: &str| match uri {
+            "" => Ok(None),
+            uri => Target::parse(which, uri).map(|target| Some((which, target))),
+        };
+        let stdin = parse("stdin", &self.stdin)?;
+        let stdout = parse("stdout", &self.stdout)?;
+        let stderr = match &stdout {
+            _ if self.terminal => None,
+            Some((_, logger @ Target::Logger(_))) => Some(("stderr", logger.clone())),
+            _ => parse("stderr", &self.stderr)?,
+        };
+        Ok([stdin, stdout, stderr].into_iter().flatten().collect())
     }
-}
-
-/// `fifo:///path` or the plain path.
-fn fifo_path(which: &'static str, uri: &str) -> Result<PathBuf, StdioError> {
-    let path = uri.strip_prefix("fifo://").unwrap_or(uri);
-    if path.contains("://") {
-        let uri = uri.to_owned();
-        return Err(StdioError::Scheme { which, uri });
-    }
-    Ok(path.into())
 }
 
 impl Fifos {
-    /// Opens the output's fifos. Each fifo gets a token for its stream: the returned
-    /// message tells the agent, which then waits for [`Fifos::connect`] and
-    /// [`Streams::start_stdin`].
+    /// Opens where the output goes of the process `id` of containerd's `namespace`. Each
+    /// stream gets a token: the returned message tells the agent, which then waits for
+    /// [`Fifos::connect`] and [`Streams::start_stdin`].
     ///
     /// # Errors
     /// See [`StdioError`]; nothing stays open then.
-    pub async fn open(paths: &Paths) -> Result<(Self, Stdio), StdioError> {
+    pub async fn open(
+        paths: &Paths,
+        id: &str,
+        namespace: &str,
+    ) -> Result<(Self, Stdio), StdioError> {
         let mut message = Stdio {
             terminal: paths.terminal,
             ..Stdio::default()
@@ -187,27 +196,49 @@ impl Fifos {
         let mut fifos = Self {
             stdin: Input::default(),
             outputs: Vec::new(),
+            logger: None,
         };
-        for (which, uri) in paths.given() {
-            let path = fifo_path(which, uri)?;
-            let failed = |source| StdioError::Open {
-                which,
-                path: path.clone(),
-                source,
-            };
-            let token = token().map_err(failed)?;
+        let mut errors_to_logger = None;
+        for (which, target) in paths.targets()? {
+            let token = token().map_err(|source| StdioError::Connect { which, source })?;
             match which {
-                "stdin" => {
-                    fifos.stdin.waiting = Some((path.clone(), token));
-                    message.stdin = token;
-                }
+                "stdin" => message.stdin = token,
                 "stdout" => message.stdout = token,
                 _ => message.stderr = token,
             }
-            if which != "stdin" {
-                let fifo = OutputFifo::open(&path).await.map_err(failed)?;
-                fifos.outputs.push((which, token, fifo));
-            }
+            let failed = |path| {
+                move |source| StdioError::Open {
+                    which,
+                    path,
+                    source,
+                }
+            };
+            let output = match target {
+                Target::Fifo(path) if which == "stdin" => {
+                    fifos.stdin.waiting = Some((path, token));
+                    continue;
+                }
+                Target::Fifo(path) => OutputFifo::open(&path)
+                    .await
+                    .map(Output::Fifo)
+                    .map_err(failed(path))?,
+                Target::File(path) => Output::open_file(&path).await.map_err(failed(path))?,
+                Target::Logger(program) => match errors_to_logger.take() {
+                    Some(output) => output,
+                    None => {
+                        let started = Logger::start(&program, id, namespace).await;
+                        let logger = started.map_err(|source| StdioError::Logger {
+                            which,
+                            program: program.path,
+                            source,
+                        })?;
+                        fifos.logger = Some(logger.ended);
+                        errors_to_logger = Some(logger.stderr);
+                        logger.stdout
+                    }
+                },
+            };
+            fifos.outputs.push((which, token, output));
         }
         Ok((fifos, message))
     }
@@ -220,12 +251,13 @@ impl Fifos {
     pub async fn connect(self, vsock: &Vsock) -> Result<Streams, StdioError> {
         let mut streams = Streams {
             stdin: Mutex::new(self.stdin),
+            logger: self.logger,
             ..Streams::default()
         };
-        for (which, token, fifo) in self.outputs {
+        for (which, token, output) in self.outputs {
             let stream = dial(vsock, which, token).await?;
             streams.progress.open.send_modify(|open| *open += 1);
-            let copy = copy_out(stream, fifo, streams.progress.clone());
+            let copy = copy_out(stream, output, streams.progress.clone());
             streams.outputs.push(Task(tokio::spawn(copy)));
         }
         Ok(streams)
@@ -303,6 +335,11 @@ impl Streams {
         }
     }
 
+    /// The logger of the output, if it has one, to wait for once the streams are dropped.
+    pub fn logger(&self) -> Option<Ended> {
+        self.logger.clone()
+    }
+
     /// Whether every output came to its end.
     pub fn is_drained(&self) -> bool {
         *self.progress.open.borrow() == 0
@@ -360,9 +397,11 @@ async fn copy_in(mut fifo: pipe::Receiver, stream: UnixStream) {
     }
 }
 
-/// Output: to the stream's end.
-async fn copy_out(mut stream: UnixStream, mut fifo: OutputFifo, progress: Arc<Progress>) {
+/// Output: to the stream's end. A process does not suffer from a log that fails: what
+/// cannot be written is lost.
+async fn copy_out(mut stream: UnixStream, mut output: Output, progress: Arc<Progress>) {
     let mut buffer = vec![0; BUFFER];
+    let mut lost = false;
     loop {
         let length = match stream.read(&mut buffer).await {
             Ok(0) => break,
@@ -372,19 +411,21 @@ async fn copy_out(mut stream: UnixStream, mut fifo: OutputFifo, progress: Arc<Pr
                 break;
             }
         };
-        progress.blocked.fetch_add(1, Ordering::Relaxed);
-        let written = fifo.write_all(&buffer[..length]).await;
-        progress.blocked.fetch_sub(1, Ordering::Relaxed);
-        if let Err(error) = written {
-            log::warn!("output is lost: {error}");
-            break;
+        if !lost {
+            progress.blocked.fetch_add(1, Ordering::Relaxed);
+            let written = output.write_all(&buffer[..length]).await;
+            progress.blocked.fetch_sub(1, Ordering::Relaxed);
+            if let Err(error) = written {
+                log::warn!("output is lost from here on: {error}");
+                lost = true;
+            }
         }
         first_byte();
         progress.bytes.fetch_add(length as u64, Ordering::Relaxed);
     }
     // The reader sees the end before anybody is told that it came.
     progress.blocked.fetch_add(1, Ordering::Relaxed);
-    if let Err(error) = fifo.close().await {
+    if let Err(error) = output.close().await {
         log::warn!("output may not have been read to its end: {error}");
     }
     progress.blocked.fetch_sub(1, Ordering::Relaxed);

@@ -30,7 +30,7 @@ async fn output(fifo: &Fifo) -> (UnixStream, Streams) {
     let (guest, stream) = UnixStream::pair().unwrap();
     let progress = Arc::<Progress>::default();
     progress.open.send_replace(1);
-    let fifo = OutputFifo::open(&fifo.0).await.unwrap();
+    let fifo = Output::Fifo(OutputFifo::open(&fifo.0).await.unwrap());
     let task = Task(tokio::spawn(copy_out(stream, fifo, progress.clone())));
     let streams = Streams {
         outputs: vec![task],
@@ -171,12 +171,12 @@ async fn input_survives_a_writer_and_ends_after_close_stdin() {
 }
 
 #[test]
-fn only_fifos_are_taken() {
+fn what_cannot_be_opened_is_refused() {
     let paths = |stdout: &str| Paths {
         stdout: stdout.to_owned(),
         ..Paths::default()
     };
-    let error = paths("binary:///usr/bin/logger").check().unwrap_err();
+    let error = paths("tcp:///usr/bin/logger").check().unwrap_err();
     assert!(
         matches!(
             error,
@@ -203,4 +203,8 @@ fn only_fifos_are_taken() {
         .check()
         .unwrap();
     paths("").check().unwrap();
+    paths("file:///not/there/yet").check().unwrap();
+    paths("binary:///bin/sh?a=b").check().unwrap();
+    let error = paths("binary:///not/there").check().unwrap_err();
+    assert!(matches!(error, StdioError::Open { .. }), "{error}");
 }

@@ -62,7 +62,8 @@ pub async fn supervise(
     if let Some(streams) = process.streams() {
         let answers = || async { sandbox.agent.ping().await.is_ok() };
         streams.drained(answers).await;
-        if streams.is_drained() {
+        // A logger is Delete's to wait for.
+        if streams.is_drained() && streams.logger().is_none() {
             process.drop_streams();
         }
     }

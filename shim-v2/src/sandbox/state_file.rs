@@ -156,6 +156,12 @@ impl StateFile {
         &self.dir
     }
 
+    /// The sandbox's namespace in containerd.
+    pub fn namespace(&self) -> String {
+        let name = self.dir.parent().and_then(Path::file_name);
+        name.unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// The root directory of the VMM.
     pub fn jail(&self) -> PathBuf {
         self.dir.join("jail")

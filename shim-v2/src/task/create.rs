@@ -250,7 +250,7 @@ async fn set_up(sandbox: &Sandbox, plan: Plan, shared: &mut Shared) -> Result<Pr
     let id = sources.id.clone();
     on_host(shared, &sandbox.file, &sources, Shared::mount).await?;
     shared.export(&sandbox.control).await?;
-    let (fifos, message) = Fifos::open(&stdio).await?;
+    let (fifos, message) = Fifos::open(&stdio, &id, &sandbox.file.namespace()).await?;
     let request = CreateContainerRequest {
         container_id: id,
         spec_json: json,

@@ -31,6 +31,7 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
         State::Created => Exit::now(KILLED),
         state => return Err(state.refuses("delete").into()),
     };
+    end_streams(&process).await;
     let pid = container.pid;
     if request.exec_id.is_empty() {
         let last = shim.containers.begin_delete(&request.id)?;
@@ -51,7 +52,6 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
         // As with runc, the end of an exec is its exit event.
         delete_exec(&sandbox, &container, &process).await;
     }
-    process.drop_streams();
     if !request.exec_id.is_empty() && process.guest_pid().is_none() {
         // As runc tells of an exec that never ran: no pid, no status, no time.
         return Ok(DeleteResponse::default());
@@ -70,6 +70,18 @@ async fn deliver_the_rest(sandbox: &Sandbox, process: &Process) {
     if let Some(streams) = process.streams() {
         let answers = || async { sandbox.agent.ping().await.is_ok() };
         drop(timeout(LIMIT, streams.drained(answers)).await);
+    }
+}
+
+/// What was logged is complete when the process is deleted, if its logger does not take too
+/// long: containerd waits 5 s. One that does not end is killed by its follower.
+async fn end_streams(process: &Process) {
+    const LIMIT: Duration = Duration::from_secs(2);
+    let logger = process.streams().and_then(|streams| streams.logger());
+    process.drop_streams();
+    if let Some(mut logger) = logger {
+        // An error: the sender is gone, and so is the logger.
+        drop(timeout(LIMIT, logger.wait_for(|()| false)).await);
     }
 }
 

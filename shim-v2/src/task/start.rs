@@ -132,7 +132,9 @@ async fn start_exec(
     process: &Arc<Process>,
 ) -> Result<(), Error> {
     super::exec::may_exec(container).await?;
-    let (fifos, stdio) = Fifos::open(&process.stdio).await?;
+    // As with runc it is the exec that a logger is told of.
+    let namespace = sandbox.file.namespace();
+    let (fifos, stdio) = Fifos::open(&process.stdio, &process.exec_id, &namespace).await?;
     let request = ExecProcessRequest {
         container_id: container.id.clone(),
         exec_id: process.exec_id.clone(),
