@@ -1,6 +1,7 @@
 //! Pods under containerd's CRI service, driven as a kubelet drives them.
 
 use husk_tests::cri::api;
+use husk_tests::pod::PodContainer;
 use husk_tests::pod_plan::{namespaces, resources, security};
 use husk_tests::{Node, Pod, PodPlan, Runtime, process};
 
@@ -144,24 +145,34 @@ fn a_container_gets_what_its_configuration_says() {
 fn processes_of_a_pod_see_each_other_if_it_shares_them() {
     let _node = Node::enter();
     for runtime in Runtime::BOTH {
-        let shared = namespaces(api::NamespaceMode::Pod);
-        let pod = PodPlan::new(runtime).with_namespaces(shared.clone()).run();
-        let member = |script: &str| {
-            let mut plan = pod.plan(&["sh", "-c", script]);
-            security(&mut plan).namespace_options = Some(shared.clone());
-            pod.start(plan)
-        };
-        let first = member("sleep 12345 & exec sleep 23456");
-        let second = member("exec sleep infinity");
-        let seen = second.told("cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
-        assert!(seen.contains("sleep 12345"), "{runtime:?}: {seen}");
-        assert_eq!(second.told("cat /proc/1/comm"), "sleep\n", "{runtime:?}");
-        first.stop(0);
-        // Killed with it, which takes its time. The pattern does not match itself.
-        let seen = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q 'sleep [1]2345'";
-        second.told(&format!("while {seen}; do sleep 1; done"));
-        pod.remove();
+        processes_see_each_other(PodPlan::new(runtime), |second| {
+            assert_eq!(second.told("cat /proc/1/comm"), "sleep\n", "{runtime:?}");
+        });
     }
+}
+
+/// Runs two containers in a pod that shares its processes, and ends the first. `first_process`
+/// looks at process 1 by the second.
+#[track_caller]
+pub fn processes_see_each_other(plan: PodPlan, first_process: impl FnOnce(&PodContainer)) {
+    let shared = namespaces(api::NamespaceMode::Pod);
+    let pod = plan.with_namespaces(shared.clone()).run();
+    let member = |script: &str| {
+        let mut plan = pod.plan(&["sh", "-c", script]);
+        security(&mut plan).namespace_options = Some(shared.clone());
+        pod.start(plan)
+    };
+    let first = member("sleep 12345 & exec sleep 23456");
+    let second = member("exec sleep infinity");
+    let seen = second.told("cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
+    assert!(seen.contains("sleep 12345"), "{seen}");
+    first_process(&second);
+    first.stop(0);
+    assert_eq!(second.told("echo alive"), "alive\n");
+    // Killed with it, which takes its time. The pattern does not match itself.
+    let seen = "cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q 'sleep [1]2345'";
+    second.told(&format!("while {seen}; do sleep 1; done"));
+    pod.remove();
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use crate::cri_pods::restarts_in_one_machine;
+use crate::cri_pods::{processes_see_each_other, restarts_in_one_machine};
 use husk_tests::cri::api;
 use husk_tests::pod_plan::{namespaces, resources, security};
 use husk_tests::{Node, Pod, PodPlan, Runtime, containerd, ctr, process};
@@ -116,25 +116,11 @@ fn its_processes_see_each_other_if_it_shares_them() {
     let Some(plan) = PodPlan::by_sandbox_api() else {
         return;
     };
-    let shared = namespaces(api::NamespaceMode::Pod);
-    let pod = plan.with_namespaces(shared.clone()).run();
-    let member = |script: &str| {
-        let mut plan = pod.plan(&["sh", "-c", script]);
-        security(&mut plan).namespace_options = Some(shared.clone());
-        pod.start(plan)
-    };
-    let first = member("sleep 12345 & exec sleep 23456");
-    let second = member("exec sleep infinity");
-    let seen = second.told("cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
-    assert!(seen.contains("sleep 12345"), "{seen}");
-    // Process 1 is the guest's, and nobody ends or looks into it.
-    let denied = second.exec_within(&["sh", "-c", "kill -9 1; ls /proc/1/root/"], 0);
-    assert_ne!(denied.expect("an answer").exit_code, 0);
-    first.stop(0);
-    assert_eq!(second.told("echo alive"), "alive\n");
-    let seen = second.told("cat /proc/[0-9]*/cmdline | tr '\\0' ' '");
-    assert!(!seen.contains("sleep 12345"), "its container ended: {seen}");
-    pod.remove();
+    processes_see_each_other(plan, |second| {
+        // Process 1 is the guest's, and nobody ends or looks into it.
+        let denied = second.exec_within(&["sh", "-c", "kill -9 1; ls /proc/1/root/"], 0);
+        assert_ne!(denied.expect("an answer").exit_code, 0);
+    });
 }
 
 #[test]
