@@ -104,11 +104,30 @@ struct Carried {
 }
 
 /// What the guest was not given of a look.
+#[derive(Default)]
 struct Complaints {
     /// Because no guest can have it.
     unfit: Vec<String>,
     /// Because something went wrong that may go right another time.
     failed: Vec<String>,
+}
+
+/// When to try again what failed.
+#[derive(Clone, Copy)]
+struct Retry {
+    at: Instant,
+    /// How long was waited for it.
+    pause: Duration,
+}
+
+impl Retry {
+    /// After a failure, and `earlier` ones in a row.
+    fn after(earlier: Option<Self>) -> Self {
+        let longer = earlier.map_or(*RETRY.start(), |earlier| earlier.pause * 2);
+        let pause = longer.min(*RETRY.end());
+        let at = Instant::now() + pause;
+        Self { at, pause }
+    }
 }
 
 struct Task {
@@ -124,8 +143,8 @@ struct Task {
     left_out: Vec<(Link, String)>,
     /// What was wrong after the last change.
     complaints: Vec<String>,
-    /// When to try again what failed, and how long was waited for it.
-    retry: Option<(Instant, Duration)>,
+    /// Only after a failure.
+    retry: Option<Retry>,
 }
 
 impl Task {
@@ -173,7 +192,7 @@ impl Task {
     ) {
         let mut next_look = Instant::now();
         loop {
-            let retry_at = self.retry.map_or(next_look, |(at, _)| at);
+            let retry_at = self.retry.map_or(next_look, |retry| retry.at);
             let asked = tokio::select! {
                 biased;
                 _ = vmm_process::end(&mut gone) => break,
@@ -207,30 +226,21 @@ impl Task {
 
     /// Gives the guest what the namespace has now, and says what it could not be given, once.
     async fn catch_up(&mut self) {
-        let now = Instant::now();
-        let waited = self.retry.filter(|(at, _)| *at <= now);
-        if waited.is_some() {
+        let due = self.retry.is_some_and(|retry| retry.at <= Instant::now());
+        if due {
             self.left_out.clear();
         }
-        let (complaints, failed) = match self.look().await {
-            Ok(complaints) => {
-                let unfit = complaints.unfit.len();
-                let mut all = complaints.unfit;
-                all.extend(complaints.failed);
-                let failed = all.len() > unfit;
-                (all, failed)
-            }
-            Err(error) => (vec![chain(&error)], true),
+        let looked = self.look().await;
+        let Complaints { unfit, failed } = looked.unwrap_or_else(|error| Complaints {
+            failed: vec![chain(&error)],
+            ..Complaints::default()
+        });
+        self.retry = match self.retry {
+            _ if failed.is_empty() => None,
+            Some(retry) if !due => Some(retry),
+            earlier => Some(Retry::after(earlier)),
         };
-        self.retry = match (failed, self.retry, waited) {
-            (false, ..) => None,
-            (true, Some(waiting), None) => Some(waiting),
-            (true, _, waited) => {
-                let longer = waited.map_or(*RETRY.start(), |(_, pause)| pause * 2);
-                let pause = longer.min(*RETRY.end());
-                Some((Instant::now() + pause, pause))
-            }
-        };
+        let complaints = [unfit, failed].concat();
         for complaint in &complaints {
             if !self.complaints.contains(complaint) {
                 log::warn!("network: {complaint}");
