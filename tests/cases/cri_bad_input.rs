@@ -9,7 +9,7 @@ const MIB: i64 = 1 << 20;
 #[test]
 fn a_container_for_a_pod_that_was_stopped_is_refused() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         pod.stop();
         let Err(error) = pod.try_create(pod.plan(&["true"])) else {
@@ -17,7 +17,7 @@ fn a_container_for_a_pod_that_was_stopped_is_refused() {
         };
         assert_eq!(error.code(), Code::NotFound, "{runtime:?}: {error}");
         pod.remove();
-    }
+    });
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn a_pod_of_a_name_that_is_taken_is_refused_and_the_first_goes_on() {
 #[test]
 fn absurd_limits_are_accepted_as_with_runc() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         for (memory, quota) in [(7 << 40, 0), (0, 1_000_000_000), (16 * MIB, 1000)] {
             let mut plan = pod.plan(&["true"]);
@@ -74,7 +74,7 @@ fn absurd_limits_are_accepted_as_with_runc() {
             );
         }
         pod.remove();
-    }
+    });
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn told_in(
     script: &str,
 ) -> String {
     let _node = Node::enter();
-    let [runc, husk] = Runtime::BOTH.map(|runtime| {
+    let [runc, husk] = Runtime::both(|runtime| {
         let pod = pod(PodPlan::new(runtime)).run();
         let mut plan = pod.plan(&["sh", "-c", script]);
         change(&mut plan);
@@ -318,7 +318,7 @@ fn the_usual_devices_are_there_and_no_other() {
 #[test]
 fn a_program_that_is_not_there_is_told_by_start() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let container = pod
             .try_create(pod.plan(&["/no/such"]))
@@ -332,13 +332,13 @@ fn a_program_that_is_not_there_is_told_by_start() {
         let told = (status.exit_code, &status.reason[..]);
         assert_eq!(told, (128, "StartError"), "{runtime:?}");
         pod.remove();
-    }
+    });
 }
 
 #[test]
 fn shared_memory_is_the_pods() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let writer = pod.script("echo shared >/dev/shm/file; exec sleep infinity");
         let reader = pod.script("until cat /dev/shm/file; do sleep 1; done; exec sleep infinity");
@@ -346,13 +346,13 @@ fn shared_memory_is_the_pods() {
         writer.stop(0);
         assert_eq!(reader.told("cat /dev/shm/file"), "shared\n", "{runtime:?}");
         pod.remove();
-    }
+    });
 }
 
 #[test]
 fn a_mount_of_the_host_made_later_reaches_the_containers_that_follow_it() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let volume = tempfile::tempdir().expect("a volume");
         let later = volume.path().join("later");
         fs::create_dir(&later).expect("a mount point");
@@ -374,5 +374,5 @@ fn a_mount_of_the_host_made_later_reaches_the_containers_that_follow_it() {
         );
         pod.remove();
         host("umount", &[], &later);
-    }
+    });
 }

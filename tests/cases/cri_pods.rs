@@ -11,7 +11,7 @@ const BOOT: &str = "cat /proc/sys/kernel/random/boot_id";
 #[test]
 fn a_pod_runs_a_container_and_goes_without_a_trace() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         assert!(pod.is_ready(), "{runtime:?}");
         let container = pod.script("echo out; echo err >&2; exit 3");
@@ -26,7 +26,7 @@ fn a_pod_runs_a_container_and_goes_without_a_trace() {
         pod.stop();
         assert!(!pod.is_ready(), "{runtime:?}");
         pod.remove();
-    }
+    });
 }
 
 #[test]
@@ -71,7 +71,7 @@ pub fn restarts_in_one_machine(pod: Pod) {
 #[test]
 fn init_containers_run_one_after_the_other_and_hand_over_a_volume() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let volume = tempfile::tempdir().expect("a volume");
         let pod = Pod::run(runtime);
         let with_volume = |script: &str| {
@@ -91,7 +91,7 @@ fn init_containers_run_one_after_the_other_and_hand_over_a_volume() {
         main.logs("stdout F 1");
         main.logs("stdout F 2");
         pod.remove();
-    }
+    });
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_container_gets_what_its_configuration_says() {
     let script = "pwd; id -u; id -g; id -G; echo $A; hostname; grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status; \
          touch /x 2>&1; cat /proc/self/oom_score_adj; cat /etc/resolv.conf; wc -c </etc/hosts; ls /dev/shm | wc -l; \
          ls /proc/sys /sys >/dev/null; df /dev/shm | tail -1 | wc -l; cat /etc/hostname";
-    let told = Runtime::BOTH.map(|runtime| {
+    let told = Runtime::both(|runtime| {
         let pod = PodPlan::new(runtime)
             .with(|config| {
                 config.hostname = "the-pod".into();
@@ -144,11 +144,11 @@ fn a_container_gets_what_its_configuration_says() {
 #[test]
 fn processes_of_a_pod_see_each_other_if_it_shares_them() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         processes_see_each_other(PodPlan::new(runtime), |second| {
             assert_eq!(second.told("cat /proc/1/comm"), "sleep\n", "{runtime:?}");
         });
-    }
+    });
 }
 
 /// Runs two containers in a pod that shares its processes, and ends the first. `first_process`
@@ -178,7 +178,7 @@ pub fn processes_see_each_other(plan: PodPlan, first_process: impl FnOnce(&PodCo
 #[test]
 fn a_debug_container_sees_the_processes_of_its_target() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let target = pod.script("exec sleep 12345");
         let other = pod.script("exec sleep 54321");
@@ -195,13 +195,13 @@ fn a_debug_container_sees_the_processes_of_its_target() {
         assert_eq!(target.told("echo alive"), "alive\n", "{runtime:?}");
         drop(other);
         pod.remove();
-    }
+    });
 }
 
 #[test]
 fn a_container_is_stopped_in_its_own_time_or_killed() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let gentle = pod.script("trap 'echo bye; exit 7' TERM; echo up; while :; do sleep 1; done");
         gentle.logs("stdout F up");
@@ -215,13 +215,13 @@ fn a_container_is_stopped_in_its_own_time_or_killed() {
         // Once more is no error.
         stubborn.stop(1);
         pod.remove();
-    }
+    });
 }
 
 #[test]
 fn a_probe_has_an_exit_code_and_a_time_limit() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let container = pod.script("exec sleep infinity");
         let answer = container.exec_within(&["sh", "-c", "echo o; echo e >&2; exit 4"], 200);
@@ -240,13 +240,13 @@ fn a_probe_has_an_exit_code_and_a_time_limit() {
         let error = missing.expect_err("no program").message().to_owned();
         assert!(error.contains("no such file"), "{runtime:?}: {error}");
         pod.remove();
-    }
+    });
 }
 
 #[test]
 fn a_log_goes_on_in_a_new_file_when_it_is_reopened() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let script = "echo old; until [ -e /go ]; do sleep 1; done; echo new; exec sleep infinity";
         let container = pod.script(script);
@@ -256,7 +256,7 @@ fn a_log_goes_on_in_a_new_file_when_it_is_reopened() {
         container.logs("stdout F new");
         assert_eq!(container.log(), ["stdout F new"], "{runtime:?}");
         pod.remove();
-    }
+    });
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn go_and_come_back(stream: &TcpStream, times: usize) {
 #[test]
 fn servers_on_every_address_are_reached() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let container = pod.script("echo served >/tmp/index.html; exec sleep infinity");
         let own = pod.status().network.expect("a network").ip;
@@ -105,7 +105,7 @@ fn servers_on_every_address_are_reached() {
             );
         }
         pod.remove();
-    }
+    });
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn eight_mebibytes_pass_a_port_forward_each_way() {
 #[test]
 fn each_direction_ends_by_itself() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let container = pod.script("exec sleep infinity");
         let servers = [
@@ -158,7 +158,7 @@ fn each_direction_ends_by_itself() {
             go_and_come_back(&dial(&namespace, &server).expect("a server"), 1);
         }
         pod.remove();
-    }
+    });
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn a_quarter_of_a_gibibyte_goes_and_comes_back() {
 #[test]
 fn a_port_that_nobody_serves_is_an_error_and_no_wait() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let begun = Instant::now();
         let (data, error) = pod.port_forward(9).ended();
@@ -193,7 +193,7 @@ fn a_port_that_nobody_serves_is_an_error_and_no_wait() {
             assert_eq!(told.kind(), ErrorKind::ConnectionReset);
         }
         pod.remove();
-    }
+    });
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn working_set(pod: &Pod, container_id: &str) -> u64 {
 #[test]
 fn a_containers_statistics_are_its_own_and_as_runcs() {
     let _node = Node::enter();
-    let [runc, husk] = Runtime::BOTH.map(|runtime| {
+    let [runc, husk] = Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let fill = "dd if=/dev/zero of=/dev/shm/fill bs=1M count=20 2>/dev/null; echo up; exec sleep infinity";
         let filled = pod.script(fill);
@@ -31,7 +31,9 @@ fn a_containers_statistics_are_its_own_and_as_runcs() {
         let idle = pod.script("echo up; exec sleep infinity");
         idle.logs("stdout F up");
         let sizes = [working_set(&pod, filled.id()), working_set(&pod, idle.id())];
-        let list = pod.cri.list_container_stats(api::ListContainerStatsRequest::default());
+        let list = pod
+            .cri
+            .list_container_stats(api::ListContainerStatsRequest::default());
         assert_eq!(list.expect("statistics").stats.len(), 2, "{runtime:?}");
         pod.remove();
         sizes
@@ -67,7 +69,7 @@ fn a_pods_statistics_hold_its_containers() {
 #[test]
 fn a_limit_is_changed_while_the_container_runs() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let mut plan = pod.plan(&["sleep", "infinity"]);
         resources(&mut plan).memory_limit_in_bytes = 24 << 20;
@@ -98,14 +100,14 @@ fn a_limit_is_changed_while_the_container_runs() {
             "{runtime:?}"
         );
         pod.remove();
-    }
+    });
 }
 
 /// Which of these a containerd has depends on its version, and not on the runtime.
 #[test]
 fn a_kubelets_rarer_questions_are_answered_as_with_runc() {
     let _node = Node::enter();
-    let [runc, husk] = Runtime::BOTH.map(|runtime| {
+    let [runc, husk] = Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let container = pod.script("echo up; exec sleep infinity");
         container.logs("stdout F up");

@@ -5,7 +5,7 @@ use husk_tests::{Node, Pod, Runtime};
 #[test]
 fn an_exec_has_three_streams_and_an_exit_code() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let container = pod.script("exec sleep infinity");
         let script = "read line; echo \"got $line\"; echo wrong >&2; exit 5";
@@ -19,7 +19,7 @@ fn an_exec_has_three_streams_and_an_exit_code() {
             "{runtime:?}"
         );
         pod.remove();
-    }
+    });
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_mebibyte_passes_an_exec_both_ways_at_once() {
 #[test]
 fn an_exec_on_a_terminal_follows_the_windows_size() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let container = pod.script("exec sleep infinity");
         let until = |size: &str| format!("until [ \"$(stty size)\" = '{size}' ]; do sleep 1; done");
@@ -57,25 +57,25 @@ fn an_exec_on_a_terminal_follows_the_windows_size() {
         exec.wait_for("second");
         assert_eq!(exec.ended(), 6, "{runtime:?}");
         pod.remove();
-    }
+    });
 }
 
 #[test]
 fn an_exec_that_cannot_be_run_is_told_with_the_reason() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let container = pod.script("exec sleep infinity");
         let told = container.exec_streamed(&["/no/such"], false).failed();
         assert!(told.contains("no such file"), "{runtime:?}: {told}");
         pod.remove();
-    }
+    });
 }
 
 #[test]
 fn a_container_can_be_attached_to_left_and_attached_to_again() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let pod = Pod::run(runtime);
         let script = "while read line; do echo \"got $line\"; [ $line != end ] || exit 8; done";
         let mut plan = pod.plan(&["sh", "-c", script]);
@@ -95,5 +95,5 @@ fn a_container_can_be_attached_to_left_and_attached_to_again() {
             "{runtime:?}"
         );
         pod.remove();
-    }
+    });
 }

@@ -111,7 +111,7 @@ fn the_tasks_processes_are_listed() {
 #[test]
 fn a_container_that_has_not_started_takes_an_exec() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let mut hold = Hold::install();
         let container = Container::new(runtime, &["sleep", "infinity"]);
         let container = container.with(hold::FLAGS).with(&["--null-io"]);
@@ -125,7 +125,7 @@ fn a_container_that_has_not_started_takes_an_exec() {
         run.finish().succeeded();
         assert_eq!(task.status(), "RUNNING", "{runtime:?}");
         task.destroy();
-    }
+    });
 }
 
 #[test]

@@ -30,7 +30,7 @@ fn number(metrics: &Value, pointer: &str) -> u64 {
 #[test]
 fn the_figures_are_the_containers() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         // 8 MiB of its own memory, some work, three processes.
         let script =
             "x=$(head -c 8388608 /dev/zero | tr '\\0' x); sleep infinity & sleep infinity & wait";
@@ -72,13 +72,13 @@ fn the_figures_are_the_containers() {
         let table = ctr(&["task", "metrics", task.id()]).succeeded().text();
         assert!(table.contains("cpu.usage_usec"), "{runtime:?}: {table}");
         task.destroy();
-    }
+    });
 }
 
 #[test]
 fn an_update_changes_what_it_names_and_nothing_else() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = Container::new(runtime, &["sleep", "infinity"])
             .with(&["--null-io", "--memory-limit", "67108864"])
             .detach();
@@ -94,7 +94,7 @@ fn an_update_changes_what_it_names_and_nothing_else() {
         update(&api, r#"{"memory":{"limit":50331648}}"#);
         assert_eq!(limits(), [48 * MIB, 50], "{runtime:?}");
         task.destroy();
-    }
+    });
 }
 
 #[track_caller]

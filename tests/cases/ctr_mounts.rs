@@ -15,7 +15,7 @@ fn folder() -> (TempDir, String) {
 #[test]
 fn a_directory_of_the_host_is_read_and_written() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let (directory, path) = folder();
         fs::write(directory.path().join("in"), "from the host\n").expect("a file");
         let mount = format!("type=bind,src={path},dst=/data,options=rbind:rw");
@@ -28,13 +28,13 @@ fn a_directory_of_the_host_is_read_and_written() {
             fs::read_to_string(directory.path().join("out")).expect("a file"),
             "back\n"
         );
-    }
+    });
 }
 
 #[test]
 fn a_read_only_bind_mount_refuses_writes() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let (directory, path) = folder();
         fs::write(directory.path().join("in"), "read me\n").expect("a file");
         let mount = format!("type=bind,src={path},dst=/data,options=rbind:ro");
@@ -47,13 +47,13 @@ fn a_read_only_bind_mount_refuses_writes() {
             output.stderr.contains("Read-only file system"),
             "{runtime:?}: {output}"
         );
-    }
+    });
 }
 
 #[test]
 fn a_single_file_of_the_host_is_mounted() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let (directory, path) = folder();
         fs::write(directory.path().join("conf"), "one file\n").expect("a file");
         fs::write(directory.path().join("secret"), "not this one\n").expect("a file");
@@ -63,13 +63,13 @@ fn a_single_file_of_the_host_is_mounted() {
             .run()
             .succeeded();
         assert_eq!(output.text(), "one file\nconf\n", "{runtime:?}");
-    }
+    });
 }
 
 #[test]
 fn a_tmpfs_has_the_size_and_mode_asked_for() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let output = Container::new(
             runtime,
             &["sh", "-c", "df -k /scratch | tail -1; ls -ld /scratch"],
@@ -83,7 +83,7 @@ fn a_tmpfs_has_the_size_and_mode_asked_for() {
         let text = output.text();
         assert!(text.contains("1024"), "{runtime:?}: {text}");
         assert!(text.contains("drwx------"), "{runtime:?}: {text}");
-    }
+    });
 }
 
 #[test]

@@ -11,7 +11,7 @@ const COUNTER: &str = "n=0; while :; do n=$((n + 1)); echo $n >/count; usleep 10
 #[test]
 fn a_paused_container_stands_still_and_goes_on_where_it_was() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let mut events = Events::subscribe();
         let task = Container::new(runtime, &["sh", "-c", COUNTER])
             .with(&["--null-io"])
@@ -56,13 +56,13 @@ fn a_paused_container_stands_still_and_goes_on_where_it_was() {
             ],
             "{runtime:?}"
         );
-    }
+    });
 }
 
 #[test]
 fn a_paused_container_can_be_killed() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = Container::new(runtime, &["sleep", "infinity"])
             .with(&["--null-io"])
             .detach();
@@ -70,13 +70,13 @@ fn a_paused_container_can_be_killed() {
         task.kill("KILL");
         task.wait();
         assert_eq!(task.delete(), 137, "{runtime:?}");
-    }
+    });
 }
 
 #[test]
 fn a_signal_to_a_paused_container_is_delivered_when_it_goes_on() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let script = "trap 'exit 7' TERM; >/trapped; sleep infinity & wait";
         let task = Container::new(runtime, &["sh", "-c", script])
             .with(&["--null-io"])
@@ -90,7 +90,7 @@ fn a_signal_to_a_paused_container_is_delivered_when_it_goes_on() {
         ctr(&["task", "resume", task.id()]).succeeded();
         task.wait();
         assert_eq!(task.delete(), 7, "{runtime:?}");
-    }
+    });
 }
 
 #[test]

@@ -94,7 +94,7 @@ fn limits_make_the_machine_larger() {
 #[test]
 fn environment_directory_and_arguments_arrive() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let script = "echo \"$GREETING|$(pwd)|$0|$1|$#\"";
         let output = Container::new(runtime, &["sh", "-c", script, "name", "two words"])
             .with(&["--env", "GREETING=good day", "--cwd", "/var"])
@@ -105,25 +105,25 @@ fn environment_directory_and_arguments_arrive() {
             "good day|/var|name|two words|1\n",
             "{runtime:?}"
         );
-    }
+    });
 }
 
 #[test]
 fn a_working_directory_that_is_missing_is_made() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let output = Container::new(runtime, &["pwd"])
             .with(&["--cwd", "/made/up"])
             .run()
             .succeeded();
         assert_eq!(output.text(), "/made/up\n", "{runtime:?}");
-    }
+    });
 }
 
 #[test]
 fn the_user_and_its_groups_are_the_images() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let output = Container::new(runtime, &["id"])
             .with(&["--user", "user"])
             .run()
@@ -133,26 +133,26 @@ fn the_user_and_its_groups_are_the_images() {
             text.starts_with("uid=1000(user) gid=1000(user)"),
             "{runtime:?}: {text}"
         );
-    }
+    });
 }
 
 #[test]
 fn the_hostname_is_the_specs() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let container = Container::new(runtime, &["hostname"]).with(&["--hostname", "burrow"]);
         assert_eq!(
             container.run().succeeded().text(),
             "burrow\n",
             "{runtime:?}"
         );
-    }
+    });
 }
 
 #[test]
 fn the_container_is_pid_1_of_its_own_namespace() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let script = "echo $$; set -- /proc/[0-9]*; echo $#";
         let text = Container::new(runtime, &["sh", "-c", script])
             .run()
@@ -164,7 +164,7 @@ fn the_container_is_pid_1_of_its_own_namespace() {
             lines[1].parse::<u32>().is_ok_and(|n| n <= 3),
             "{runtime:?}: {text}"
         );
-    }
+    });
 }
 
 /// What a program can read about itself: the same lines from both runtimes. `/dev/core`
@@ -175,7 +175,7 @@ fn privileges_and_limits_equal_runcs() {
     let script = "grep -E '^(Cap|NoNewPrivs|Uid|Gid|Groups)' /proc/self/status; ulimit -n; umask; \
                   ls /proc/self/fd | wc -l; ls /dev | grep -vx core | sort; \
                   ls -l /dev/stdin /dev/ptmx | sed 's/.* \\(.dev\\)/\\1/'";
-    let [runc, husk] = Runtime::BOTH.map(|runtime| {
+    let [runc, husk] = Runtime::both(|runtime| {
         Container::new(runtime, &["sh", "-c", script])
             .run()
             .succeeded()
@@ -192,7 +192,7 @@ fn the_mounts_of_the_default_spec_equal_runcs() {
     let script = "while read d p t o x; do echo $p $t $(echo $o | tr , '\\n' | \
                   grep -E '^(ro|rw|nosuid|nodev|noexec|mode=.*|gid=.*)$' | sort); done </proc/mounts | \
                   grep -v -e '^/ ' -e '^/proc/acpi' -e '^/proc/kcore'";
-    let [runc, husk] = Runtime::BOTH.map(|runtime| {
+    let [runc, husk] = Runtime::both(|runtime| {
         Container::new(runtime, &["sh", "-c", script])
             .run()
             .succeeded()
@@ -204,12 +204,12 @@ fn the_mounts_of_the_default_spec_equal_runcs() {
 #[test]
 fn masked_paths_are_empty_and_read_only_paths_refuse_writes() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let script = "cat /proc/keys /proc/timer_list | wc -c; ls /proc/scsi /sys/firmware 2>/dev/null | grep -v : | wc -w; \
                       echo 1 2>&1 >/proc/sys/kernel/panic | grep -c -i 'read-only'";
         let text = Container::new(runtime, &["sh", "-c", script]).run().text();
         assert_eq!(text, "0\n0\n1\n", "{runtime:?}");
-    }
+    });
 }
 
 #[test]
@@ -237,16 +237,16 @@ fn setuid_programs_of_the_image_work() {
     let _node = Node::enter();
     let script =
         "while read d p t o x; do [ $p != / ] || echo $o; done </proc/mounts | grep -c nosuid";
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let text = Container::new(runtime, &["sh", "-c", script]).run().text();
         assert_eq!(text, "0\n", "{runtime:?}");
-    }
+    });
 }
 
 #[test]
 fn a_read_only_root_refuses_writes() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let output = Container::new(runtime, &["touch", "/file"])
             .with(&["--read-only"])
             .run();
@@ -254,29 +254,29 @@ fn a_read_only_root_refuses_writes() {
             output.stderr.contains("Read-only file system"),
             "{runtime:?}: {output}"
         );
-    }
+    });
 }
 
 #[test]
 fn a_missing_entrypoint_fails_with_runcs_text() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let text = "exec: \"/no/such/program\": stat /no/such/program: no such file or directory";
         Container::new(runtime, &["/no/such/program"])
             .run()
             .failed_saying(&[text]);
-    }
+    });
 }
 
 #[test]
 fn a_program_not_on_the_path_fails_with_runcs_text() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let text = "exec: \"no-such-program\": executable file not found in $PATH";
         Container::new(runtime, &["no-such-program"])
             .run()
             .failed_saying(&[text]);
-    }
+    });
 }
 
 #[test]

@@ -9,12 +9,12 @@ use husk_tests::{Container, Node, Runtime, ctr};
 #[test]
 fn a_signal_ends_the_container_with_128_plus_its_number() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = Container::new(runtime, &["sleep", "infinity"]).detach();
         task.kill("KILL");
         task.wait();
         assert_eq!(task.delete(), 137, "{runtime:?}");
-    }
+    });
 }
 
 #[test]
@@ -69,12 +69,12 @@ fn a_detached_container_runs_until_it_is_killed() {
 #[test]
 fn a_signal_to_a_stopped_task_says_that_it_is_not_there() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = Container::new(runtime, &["true"]).detach();
         task.wait();
         ctr(&["task", "kill", "--signal", "SIGUSR1", task.id()]).failed_saying(&["not found"]);
         task.delete();
-    }
+    });
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn a_running_task_is_not_deleted() {
 #[test]
 fn the_events_of_a_container_come_once_each_and_in_order() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let mut events = Events::subscribe();
         Container::new(runtime, &["sh", "-c", "exit 3"])
             .run()
@@ -117,7 +117,7 @@ fn the_events_of_a_container_come_once_each_and_in_order() {
         let topics: Vec<&str> = events.iter().map(|(topic, _)| topic.as_str()).collect();
         assert_eq!(topics, due, "{runtime:?}");
         assert_eq!(events[2].1["exit_status"], 3, "{runtime:?}");
-    }
+    });
 }
 
 #[test]

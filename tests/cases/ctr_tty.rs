@@ -9,20 +9,20 @@ const WAIT_FOR_SIZE: &str = "until [ \"$(stty size 2>&1)\" = '33 99' ]; do sleep
 #[test]
 fn a_terminal_is_a_terminal_and_has_the_windows_size() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let script = format!("tty; {WAIT_FOR_SIZE}; echo sized; exit 9");
         let container = Container::new(runtime, &["sh", "-c", &script]);
         let mut terminal = Terminal::start(&container.command(&["--rm", "--tty"]), 33, 99);
         terminal.wait_for("/dev/pts/0");
         terminal.wait_for("sized");
         assert_eq!(terminal.finish(), 9, "{runtime:?}");
-    }
+    });
 }
 
 #[test]
 fn a_new_window_size_reaches_the_program_with_a_signal() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let wait = "while :; do sleep 1; done";
         let script = format!("{WAIT_FOR_SIZE}; trap 'stty size; exit 5' WINCH; echo ready; {wait}");
         let container = Container::new(runtime, &["sh", "-c", &script]);
@@ -30,7 +30,7 @@ fn a_new_window_size_reaches_the_program_with_a_signal() {
         terminal.wait_for("ready");
         terminal.resize_until(40, 132, "40 132");
         assert_eq!(terminal.finish(), 5, "{runtime:?}");
-    }
+    });
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn limits(task: &Task, files: &[&str]) -> String {
 #[test]
 fn an_update_changes_what_it_names_and_leaves_the_rest() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = sleeper(runtime);
         let files = [
             "memory.max",
@@ -86,7 +86,7 @@ fn an_update_changes_what_it_names_and_leaves_the_rest() {
             assert_eq!(now, expected, "{runtime:?}: after {resources}");
         }
         task.destroy();
-    }
+    });
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn an_update_that_fails_changes_nothing_and_names_the_field() {
 #[test]
 fn a_limit_below_what_is_used_kills_in_the_container_only() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = sleeper(runtime);
         // Filled memory that cannot be reclaimed.
         let fill = "mkdir -p /dev/shm; dd if=/dev/zero of=/dev/shm/f bs=1M count=16 2>/dev/null";
@@ -137,5 +137,5 @@ fn a_limit_below_what_is_used_kills_in_the_container_only() {
         assert!(updated.is_ok(), "{runtime:?}: {updated:?}");
         task.wait();
         assert_eq!(task.delete(), 137, "{runtime:?}");
-    }
+    });
 }

@@ -84,7 +84,7 @@ fn spec(id: &str, rootfs: &Rootfs, args: &[&str], hooks: &Value) -> Value {
 #[test]
 fn late_hooks_are_run_on_the_host_with_the_tasks_state() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let hooks = Hooks::new();
         let rootfs = Rootfs::mount();
         let hook = json!({
@@ -116,13 +116,13 @@ fn late_hooks_are_run_on_the_host_with_the_tasks_state() {
         task.destroy();
         let names: Vec<String> = hooks.calls().into_iter().map(|call| call.name).collect();
         assert_eq!(names, ["createRuntime", "poststop"], "{runtime:?}");
-    }
+    });
 }
 
 #[test]
 fn a_logger_that_is_replaced_misses_no_line() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let script = "while read x; do echo \"out $x\"; echo \"err $x\" >&2; done; echo end";
         let task = Container::new(runtime, &["sh", "-c", script]).detach_with_input();
         let [stdin, stdout, stderr] = ["stdin", "stdout", "stderr"].map(|name| task.fifo(name));
@@ -148,5 +148,5 @@ fn a_logger_that_is_replaced_misses_no_line() {
         second.wait_for("out 2\nout 3\n");
         errors.wait_for("err 3\n");
         task.destroy();
-    }
+    });
 }

@@ -26,9 +26,6 @@ pub struct Answers {
     pub container: String,
     /// Case and outcome.
     pub cases: BTreeMap<&'static str, Outcome>,
-    /// The script came to its end, and its output did not: runc's shim tells of the exit before
-    /// `ctr` has read everything, and containerd 1.7 then closes the fifos.
-    pub cut: bool,
 }
 
 /// The path on the host of a file that a spec names, in the directory beside its root:
@@ -66,14 +63,12 @@ pub fn ask(group: &Group, runtime: Runtime) -> Answers {
         process::run(ctr)
     };
     let mut cases = BTreeMap::new();
-    let mut cut = false;
     match group.cases {
         Cases::Command(_) => {
             cases.insert("ends", of_run(&run(&["--rm"])));
         }
         Cases::Shell(snippets) => {
             let output = run(&["--rm"]);
-            cut = output.code == 0 && output.text().matches(CODE).count() < snippets.len();
             cases.extend(of_shell(runtime, snippets, &output));
         }
         Cases::Running(_, requests) => {
@@ -101,11 +96,7 @@ pub fn ask(group: &Group, runtime: Runtime) -> Answers {
             "PLACE/",
         );
     }
-    Answers {
-        container,
-        cases,
-        cut,
-    }
+    Answers { container, cases }
 }
 
 fn populate(rootfs: &Rootfs) {

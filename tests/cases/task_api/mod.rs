@@ -56,7 +56,7 @@ fn sleeper(runtime: Runtime) -> Task {
 #[test]
 fn an_unknown_container_is_not_found_by_any_verb() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = sleeper(runtime);
         let api = TaskApi::of(task.id());
         for request in [
@@ -81,13 +81,13 @@ fn an_unknown_container_is_not_found_by_any_verb() {
         // The probe of a shim's life: an error would have containerd remove the shim.
         assert_eq!(ask(&api, "nobody", Ask::Connect), OK, "{runtime:?}");
         task.destroy();
-    }
+    });
 }
 
 #[test]
 fn a_running_task_answers_every_verb_with_the_right_status() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = sleeper(runtime);
         let api = TaskApi::of(task.id());
         check(
@@ -143,13 +143,13 @@ fn a_running_task_answers_every_verb_with_the_right_status() {
             }
         }
         task.destroy();
-    }
+    });
 }
 
 #[test]
 fn an_exec_answers_every_verb_with_the_right_status() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = sleeper(runtime);
         let api = TaskApi::of(task.id());
         check(
@@ -193,13 +193,13 @@ fn an_exec_answers_every_verb_with_the_right_status() {
         assert_eq!(state(&api, "e"), Status::STOPPED, "{runtime:?}");
         assert_eq!(ask(&api, task.id(), Ask::Delete("e")), OK, "{runtime:?}");
         task.destroy();
-    }
+    });
 }
 
 #[test]
 fn a_paused_task_answers_every_verb_with_the_right_status() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = sleeper(runtime);
         let api = TaskApi::of(task.id());
         check(
@@ -231,13 +231,13 @@ fn a_paused_task_answers_every_verb_with_the_right_status() {
         );
         assert_eq!(state(&api, ""), Status::RUNNING, "{runtime:?}");
         task.destroy();
-    }
+    });
 }
 
 #[test]
 fn a_stopped_task_answers_every_verb_with_the_right_status() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = sleeper(runtime);
         let api = TaskApi::of(task.id());
         task.kill("KILL");
@@ -277,13 +277,13 @@ fn a_stopped_task_answers_every_verb_with_the_right_status() {
         let gone = runtime == Runtime::Runc && answer == Code::UNAVAILABLE;
         assert!(answer == OK || gone, "{runtime:?}: {answer:?}");
         task.forgotten();
-    }
+    });
 }
 
 #[test]
 fn the_pid_of_an_exec_carries_its_id() {
     let _node = Node::enter();
-    for runtime in Runtime::BOTH {
+    Runtime::both(|runtime| {
         let task = sleeper(runtime);
         let mut exec = task.start_exec_as("listed", &["sh", "-c", "echo ready; sleep infinity"]);
         exec.wait_for("ready");
@@ -311,7 +311,7 @@ fn the_pid_of_an_exec_carries_its_id() {
         exec.finish();
         task.wait();
         task.delete();
-    }
+    });
 }
 
 #[test]
