@@ -2,7 +2,8 @@
 //!
 //! It finds the process's output on descriptor 3, its errors on 4, and says on 5 that it is
 //! ready, by a byte or by closing it. That the output has ended it learns from both pipes'
-//! ends, and has some time then to put in order what it logs.
+//! ends, and has some time then to put in order what it logs. It never outlives the shim by
+//! more than that: a shim that ends kills it.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -24,7 +25,7 @@ use crate::sys;
 /// How long a logger may take to say that it is ready.
 const READY_LIMIT: Duration = Duration::from_secs(10);
 /// How long after the end of the output a logger may go on before it is sent SIGTERM.
-const END_LIMIT: Duration = Duration::from_secs(10);
+const END_LIMIT: Duration = Duration::from_secs(2);
 /// How long after SIGTERM before it is killed.
 const TERM_LIMIT: Duration = Duration::from_secs(2);
 
@@ -64,14 +65,14 @@ impl Logger {
             Err(io::Error::new(io::ErrorKind::TimedOut, problem))
         });
         if let Err(error) = answer {
-            child.kill().await?;
+            child.kill().await.ok();
             return Err(error);
         }
         let (open, closed) = mpsc::channel(1);
         let (running, ended) = watch::channel(());
         let name = program.path.display().to_string();
         tokio::spawn(async move {
-            match follow(child, closed).await {
+            match follow(child, closed, &name).await {
                 Ok(status) if status.success() => {}
                 Ok(status) => log::warn!("logger {name} ended with {status}"),
                 Err(error) => log::warn!("logger {name} cannot be waited for: {error}"),
@@ -99,11 +100,13 @@ fn spawn(
     let mut command = Command::new(&program.path);
     command
         .args(&program.args)
+        .env_clear()
         .env("CONTAINER_ID", id)
         .env("CONTAINER_NAMESPACE", namespace)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stderr(Stdio::null())
+        .kill_on_drop(true);
     sys::pass_descriptors(&mut command, descriptors)?;
     let child = command.spawn()?;
     if let Some(pid) = child.id() {
@@ -113,7 +116,11 @@ fn spawn(
 }
 
 /// Reaps a logger, which ends by itself, or is ended some time after both its outputs were.
-async fn follow(mut child: Child, mut closed: mpsc::Receiver<()>) -> io::Result<ExitStatus> {
+async fn follow(
+    mut child: Child,
+    mut closed: mpsc::Receiver<()>,
+    name: &str,
+) -> io::Result<ExitStatus> {
     tokio::select! {
         status = child.wait() => return status,
         _ = closed.recv() => {}
@@ -122,6 +129,7 @@ async fn follow(mut child: Child, mut closed: mpsc::Receiver<()>) -> io::Result<
         return status;
     }
     if let Some(pid) = child.id().and_then(|pid| i32::try_from(pid).ok()) {
+        log::warn!("logger {name} goes on after its output's end: it is sent SIGTERM");
         // It is not reaped yet: the pid is still its own.
         kill(Pid::from_raw(pid), Signal::SIGTERM)?;
     }

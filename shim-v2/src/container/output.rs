@@ -2,17 +2,16 @@
 //! file, or to a program that logs it.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::FileType;
+use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use tokio::fs::{DirBuilder, File, OpenOptions};
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 
 use super::output_fifo::OutputFifo;
 use super::stdio::StdioError;
@@ -33,7 +32,7 @@ pub enum Target {
 pub struct Program {
     /// Absolute path of the executable.
     pub path: PathBuf,
-    /// Each key of the URI's query, followed by its first value unless that is empty.
+    /// Each key of the URI's query, followed by its first value, which may be empty.
     pub args: Vec<OsString>,
 }
 
@@ -66,20 +65,15 @@ impl Target {
     /// # Errors
     /// [`StdioError::Open`].
     pub fn check(self, which: &'static str) -> Result<(), StdioError> {
-        let (path, wanted) = match self {
-            Self::Fifo(path) => (path, "not a fifo"),
-            Self::Logger(program) => (program.path, "not a program"),
+        type Kind = fn(&FileType) -> bool;
+        let (path, is_one, problem): (_, Kind, _) = match self {
+            Self::Fifo(path) => (path, FileType::is_fifo, "not a fifo"),
+            Self::Logger(program) => (program.path, FileType::is_file, "not a program"),
             Self::File(_) => return Ok(()),
         };
-        let found = std::fs::metadata(&path).and_then(|meta| {
-            let fits = match wanted {
-                "not a fifo" => meta.file_type().is_fifo(),
-                _ => meta.is_file(),
-            };
-            match fits {
-                true => Ok(()),
-                false => Err(io::Error::new(io::ErrorKind::InvalidInput, wanted)),
-            }
+        let found = std::fs::metadata(&path).and_then(|meta| match is_one(&meta.file_type()) {
+            true => Ok(()),
+            false => Err(io::Error::new(io::ErrorKind::InvalidInput, problem)),
         });
         found.map_err(|source| StdioError::Open {
             which,
@@ -102,12 +96,11 @@ fn program(rest: &str) -> Option<Program> {
             pairs.push((key, value));
         }
     }
-    let args = pairs.into_iter().flat_map(|(key, value)| {
-        let value = Some(value).filter(|value| !value.is_empty());
-        std::iter::once(key).chain(value)
-    });
-    let args = args.collect();
-    Some(Program { path, args })
+    let args = pairs.into_iter().flat_map(|(key, value)| [key, value]);
+    Some(Program {
+        path,
+        args: args.collect(),
+    })
 }
 
 /// In a query a plus sign is a space.
@@ -141,7 +134,7 @@ pub enum Output {
     /// containerd's fifo.
     Fifo(OutputFifo),
     /// A file that is appended to.
-    File(Arc<File>),
+    File(File),
     /// A pipe to a logger.
     Logger {
         /// Its writing end.
@@ -157,19 +150,19 @@ impl Output {
     /// # Errors
     /// What the system calls gave.
     pub async fn open_file(path: &Path) -> io::Result<Self> {
-        let path = path.to_owned();
-        let file = blocking(move || {
-            if let Some(directory) = path.parent() {
-                let mut builder = DirBuilder::new();
-                builder.recursive(true).mode(0o755).create(directory)?;
-            }
-            // What is no file after all is not waited for.
-            let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-            let mut options = OpenOptions::new();
-            options.append(true).create(true).mode(0o644);
-            options.custom_flags(flags).open(path)
-        });
-        Ok(Self::File(Arc::new(file.await?)))
+        if let Some(directory) = path.parent() {
+            let mut builder = DirBuilder::new();
+            builder
+                .recursive(true)
+                .mode(0o755)
+                .create(directory)
+                .await?;
+        }
+        let mut options = OpenOptions::new();
+        options.append(true).create(true).mode(0o644);
+        // What is no file after all is not waited for.
+        options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+        Ok(Self::File(options.open(path).await?))
     }
 
     /// Writes all of `bytes`, waiting for a reader as long as it takes.
@@ -181,8 +174,9 @@ impl Output {
             Self::Fifo(fifo) => fifo.write_all(bytes).await,
             Self::Logger { pipe, .. } => pipe.write_all(bytes).await,
             Self::File(file) => {
-                let (file, bytes) = (file.clone(), bytes.to_owned());
-                blocking(move || (&*file).write_all(&bytes)).await
+                file.write_all(bytes).await?;
+                // Until then the last piece is only on its way, and its error unknown.
+                file.flush().await
             }
         }
     }
@@ -197,13 +191,6 @@ impl Output {
             Self::File(_) | Self::Logger { .. } => Ok(()),
         }
     }
-}
-
-/// Disks may be slow: not on the threads that all else shares.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]

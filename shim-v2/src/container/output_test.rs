@@ -10,7 +10,7 @@ fn a_uri_names_a_fifo_a_file_or_a_program() {
     assert_eq!(parse("file:///a%20b?c#d"), Target::File("/a b".into()));
     let logger = Program {
         path: "/bin/l".into(),
-        args: ["b", "/x y", "a", "flag"].map(Into::into).to_vec(),
+        args: ["b", "/x y", "a", "", "flag", ""].map(Into::into).to_vec(),
     };
     let uri = "binary:///bin/l?b=%2Fx+y&a&flag=&b=again";
     assert_eq!(parse(uri), Target::Logger(logger));

@@ -51,7 +51,7 @@ pub struct Paths {
     pub stdin: String,
     /// Fifo, `file://` or `binary://` the output goes to.
     pub stdout: String,
-    /// Fifo or `file://` the errors go to; a logger of the output has them too.
+    /// Fifo or `file://` the errors go to; the output's file or logger has them too.
     pub stderr: String,
 }
 
@@ -106,8 +106,10 @@ pub enum StdioError {
     },
 }
 
-/// The open fifos of a process that is being made, and the tokens of their streams.
+/// Where the streams of a process that is being made go, open, and their tokens.
 pub struct Fifos {
+    /// The process's, for the log.
+    id: String,
     stdin: Input,
     outputs: Vec<(&'static str, u64, Output)>,
     logger: Option<Ended>,
@@ -116,6 +118,7 @@ pub struct Fifos {
 /// The running copies of one process.
 #[derive(Default)]
 pub struct Streams {
+    id: String,
     stdin: Mutex<Input>,
     outputs: Vec<Task>,
     progress: Arc<Progress>,
@@ -170,7 +173,8 @@ impl Paths {
         let stdout = parse("stdout", &self.stdout)?;
         let stderr = match &stdout {
             _ if self.terminal => None,
-            Some((_, logger @ Target::Logger(_))) => Some(("stderr", logger.clone())),
+            // As with runc both are for one place.
+            Some((_, one @ (Target::Logger(_) | Target::File(_)))) => Some(("stderr", one.clone())),
             _ => parse("stderr", &self.stderr)?,
         };
         Ok([stdin, stdout, stderr].into_iter().flatten().collect())
@@ -194,6 +198,7 @@ impl Fifos {
             ..Stdio::default()
         };
         let mut fifos = Self {
+            id: id.to_owned(),
             stdin: Input::default(),
             outputs: Vec::new(),
             logger: None,
@@ -250,6 +255,7 @@ impl Fifos {
     /// [`StdioError::Connect`].
     pub async fn connect(self, vsock: &Vsock) -> Result<Streams, StdioError> {
         let mut streams = Streams {
+            id: self.id,
             stdin: Mutex::new(self.stdin),
             logger: self.logger,
             ..Streams::default()
@@ -257,7 +263,8 @@ impl Fifos {
         for (which, token, output) in self.outputs {
             let stream = dial(vsock, which, token).await?;
             streams.progress.open.send_modify(|open| *open += 1);
-            let copy = copy_out(stream, output, streams.progress.clone());
+            let name = format!("{which} of {}", streams.id);
+            let copy = copy_out(name, stream, output, streams.progress.clone());
             streams.outputs.push(Task(tokio::spawn(copy)));
         }
         Ok(streams)
@@ -321,15 +328,14 @@ impl Streams {
             if moved || blocked {
                 answered = false;
             } else if answered {
-                log::warn!("something still holds the output of an ended process open");
+                log::warn!("{} has ended, and something holds its output open", self.id);
                 return false;
             } else {
                 answered = answers().await;
             }
             if begin.elapsed() >= DRAIN_LIMIT {
-                log::warn!(
-                    "output of an ended process has not come to its end after {DRAIN_LIMIT:?}"
-                );
+                let id = &self.id;
+                log::warn!("{id} has ended, and its output not after {DRAIN_LIMIT:?}");
                 return false;
             }
         }
@@ -399,7 +405,12 @@ async fn copy_in(mut fifo: pipe::Receiver, stream: UnixStream) {
 
 /// Output: to the stream's end. A process does not suffer from a log that fails: what
 /// cannot be written is lost.
-async fn copy_out(mut stream: UnixStream, mut output: Output, progress: Arc<Progress>) {
+async fn copy_out(
+    name: String,
+    mut stream: UnixStream,
+    mut output: Output,
+    progress: Arc<Progress>,
+) {
     let mut buffer = vec![0; BUFFER];
     let mut lost = false;
     loop {
@@ -407,7 +418,7 @@ async fn copy_out(mut stream: UnixStream, mut output: Output, progress: Arc<Prog
             Ok(0) => break,
             Ok(length) => length,
             Err(error) => {
-                log::warn!("output is cut short: {error}");
+                log::warn!("{name} is cut short: {error}");
                 break;
             }
         };
@@ -416,7 +427,7 @@ async fn copy_out(mut stream: UnixStream, mut output: Output, progress: Arc<Prog
             let written = output.write_all(&buffer[..length]).await;
             progress.blocked.fetch_sub(1, Ordering::Relaxed);
             if let Err(error) = written {
-                log::warn!("output is lost from here on: {error}");
+                log::warn!("{name} is lost from here on: {error}");
                 lost = true;
             }
         }
@@ -426,7 +437,7 @@ async fn copy_out(mut stream: UnixStream, mut output: Output, progress: Arc<Prog
     // The reader sees the end before anybody is told that it came.
     progress.blocked.fetch_add(1, Ordering::Relaxed);
     if let Err(error) = output.close().await {
-        log::warn!("output may not have been read to its end: {error}");
+        log::warn!("{name} may not have been read to its end: {error}");
     }
     progress.blocked.fetch_sub(1, Ordering::Relaxed);
     progress.open.send_modify(|open| *open -= 1);

@@ -31,7 +31,12 @@ async fn output(fifo: &Fifo) -> (UnixStream, Streams) {
     let progress = Arc::<Progress>::default();
     progress.open.send_replace(1);
     let fifo = Output::Fifo(OutputFifo::open(&fifo.0).await.unwrap());
-    let task = Task(tokio::spawn(copy_out(stream, fifo, progress.clone())));
+    let task = Task(tokio::spawn(copy_out(
+        "stdout".to_owned(),
+        stream,
+        fifo,
+        progress.clone(),
+    )));
     let streams = Streams {
         outputs: vec![task],
         progress,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::{DeleteRequest, DeleteResponse};
 use containerd_shim_protos::events::task::TaskDelete;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::container::Container;
 use crate::container::process::{Exit, KILLED, Process, State};
@@ -24,17 +24,14 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
     let process = container.process(&request.exec_id)?;
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
     let exit = match process.state() {
-        State::Stopped(exit) => {
-            deliver_the_rest(&sandbox, &process).await;
-            exit
-        }
+        State::Stopped(exit) => exit,
         State::Created => Exit::now(KILLED),
         state => return Err(state.refuses("delete").into()),
     };
-    end_streams(&process).await;
     let pid = container.pid;
     if request.exec_id.is_empty() {
         let last = shim.containers.begin_delete(&request.id)?;
+        end_streams(&sandbox, &process).await;
         // A pod of the sandbox service does not end with its containers.
         let last = last && shim.pod.get().is_none();
         // A container that never ran still ends, and ends before it is deleted.
@@ -49,6 +46,7 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
             ..TaskDelete::default()
         });
     } else {
+        end_streams(&sandbox, &process).await;
         // As with runc, the end of an exec is its exit event.
         delete_exec(&sandbox, &container, &process).await;
     }
@@ -64,24 +62,22 @@ pub async fn delete(shim: Arc<Shim>, request: DeleteRequest) -> Result<DeleteRes
     })
 }
 
-/// A slow reader had its time when the process ended, and gets as much as with runc now.
-async fn deliver_the_rest(sandbox: &Sandbox, process: &Process) {
+/// A slow reader had its time when the process ended, and gets a little more now; what was
+/// logged is complete, if the logger does not take too long: containerd waits 5 s for all of
+/// Delete. A logger that does not end is ended by its follower.
+async fn end_streams(sandbox: &Sandbox, process: &Process) {
     const LIMIT: Duration = Duration::from_secs(2);
-    if let Some(streams) = process.streams() {
+    let deadline = Instant::now() + LIMIT;
+    let streams = process.streams();
+    if let (Some(streams), State::Stopped(_)) = (&streams, process.state()) {
         let answers = || async { sandbox.agent.ping().await.is_ok() };
-        drop(timeout(LIMIT, streams.drained(answers)).await);
+        drop(timeout_at(deadline, streams.drained(answers)).await);
     }
-}
-
-/// What was logged is complete when the process is deleted, if its logger does not take too
-/// long: containerd waits 5 s. One that does not end is killed by its follower.
-async fn end_streams(process: &Process) {
-    const LIMIT: Duration = Duration::from_secs(2);
-    let logger = process.streams().and_then(|streams| streams.logger());
+    let logger = streams.and_then(|streams| streams.logger());
     process.drop_streams();
     if let Some(mut logger) = logger {
         // An error: the sender is gone, and so is the logger.
-        drop(timeout(LIMIT, logger.wait_for(|()| false)).await);
+        drop(timeout_at(deadline, logger.wait_for(|()| false)).await);
     }
 }
 
