@@ -1,8 +1,11 @@
 //! `ctr task metrics`, Update, and the OOM killer: what a container uses and may use.
 
-use containerd_shim_protos::api::{Empty, UpdateTaskRequest};
+use containerd_shim_protos::api::{Empty, StatsRequest, StatsResponse, UpdateTaskRequest};
+use containerd_shim_protos::cgroups_v2::metrics::Metrics;
+use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use husk_tests::containerd::Events;
+use husk_tests::network::{Namespace, node};
 use husk_tests::task_api::TaskApi;
 use husk_tests::{Container, Node, Runtime, Task, ctr};
 use serde_json::Value;
@@ -95,6 +98,33 @@ fn an_update_changes_what_it_names_and_nothing_else() {
         assert_eq!(limits(), [48 * MIB, 50], "{runtime:?}");
         task.destroy();
     });
+}
+
+#[test]
+fn the_traffic_of_the_pods_links_is_told() {
+    let _node = Node::enter();
+    let add = "ip link add counted-far type veth peer name eth0 netns counted
+        ip addr add 10.77.0.1/24 dev counted-far; ip link set counted-far up
+        n addr add 10.77.0.2/24 dev eth0; n link set eth0 up";
+    let namespace = Namespace::new("counted", add);
+    let task = namespace.run();
+    node("busybox ping -c 3 -s 1000 -W 20 10.77.0.2");
+    // Not every `ctr` knows this part of the message.
+    let request = StatsRequest {
+        id: task.id().into(),
+        ..Default::default()
+    };
+    let answer: StatsResponse = TaskApi::of(task.id())
+        .call("Stats", &request)
+        .expect("figures");
+    let metrics = Metrics::parse_from_bytes(&answer.stats.value).expect("figures");
+    let [link] = &metrics.network[..] else {
+        panic!("neither lo nor the tap: {:?}", metrics.network);
+    };
+    assert_eq!(link.name, "eth0");
+    assert!(link.rx_packets >= 3 && link.rx_bytes > 3000, "{link:?}");
+    assert!(link.tx_packets >= 3 && link.tx_bytes > 3000, "{link:?}");
+    task.destroy();
 }
 
 #[track_caller]

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use containerd_shim_protos::sandbox_api::{SandboxMetricsRequest, SandboxMetricsResponse};
 
 use super::pod::PodError;
-use crate::container::metrics;
+use crate::container::metrics::{self, network::links};
 use crate::error::Error;
 use crate::sandbox::usage;
 use crate::shim::Shim;
@@ -25,6 +25,6 @@ pub async fn metrics(
     let metric = response.metrics.mut_or_insert_default();
     metric.id = pod.id.clone();
     metric.timestamp = Some(SystemTime::now().into()).into();
-    metric.data = Some(metrics::encode(&files)?).into();
+    metric.data = Some(metrics::encode(&files, &links(vmm))?).into();
     Ok(response)
 }

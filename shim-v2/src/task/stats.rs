@@ -1,8 +1,9 @@
-//! Stats: what a container uses, in the message of the host's cgroup version.
+//! Stats: what a container uses, in the message of the host's cgroup version. The links are
+//! the pod's: its containers share them.
 
 use containerd_shim_protos::api::{StatsRequest, StatsResponse};
 
-use crate::container::metrics;
+use crate::container::metrics::{self, network::links};
 use crate::error::Error;
 use crate::sandbox::SlotError;
 use crate::shim::Shim;
@@ -14,7 +15,7 @@ pub async fn stats(shim: &Shim, request: &StatsRequest) -> Result<StatsResponse,
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
     let metrics = match sandbox.agent.read_cgroup(&container.id).await {
         Ok(files) => {
-            let metrics = metrics::encode(&files)?;
+            let metrics = metrics::encode(&files, &links(sandbox.pid()))?;
             container.keep_metrics(&metrics);
             metrics
         }

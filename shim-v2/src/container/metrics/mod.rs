@@ -1,9 +1,11 @@
-//! The guest's cgroup files as the message in which containerd expects figures.
+//! The guest's cgroup files, and the traffic of the pod's links, as the message in which
+//! containerd expects figures.
 //!
 //! The guest has cgroup version 2 only. Which message is sent depends on the host,
 //! as with runc: on a host of version 1, monitoring asks for version 1's fields.
 
 mod cgroup;
+pub mod network;
 mod v1;
 mod v2;
 
@@ -14,19 +16,22 @@ use protobuf::MessageFull;
 use protobuf::well_known_types::any::Any;
 
 use cgroup::Cgroup;
+use network::Link;
 
 /// Where hosts mount their cgroups.
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// The figures in `files` as the message of the host's cgroup version.
+/// The figures in `files` and of `links` as the message of the host's cgroup version.
 ///
 /// # Errors
 /// If the message cannot be encoded.
-pub fn encode(files: &HashMap<String, String>) -> Result<Any, protobuf::Error> {
+pub fn encode(files: &HashMap<String, String>, links: &[Link]) -> Result<Any, protobuf::Error> {
     let cgroup = Cgroup::new(files);
     match statfs(CGROUPS) {
-        Ok(host) if host.filesystem_type() == CGROUP2_SUPER_MAGIC => pack(&v2::metrics(&cgroup)),
-        _ => pack(&v1::metrics(&cgroup)),
+        Ok(host) if host.filesystem_type() == CGROUP2_SUPER_MAGIC => {
+            pack(&v2::metrics(&cgroup, links))
+        }
+        _ => pack(&v1::metrics(&cgroup, links)),
     }
 }
 

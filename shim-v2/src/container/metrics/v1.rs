@@ -1,21 +1,21 @@
 //! The message for hosts of cgroup version 1: the guest's figures under the names of
 //! that version. Figures are of the container as a whole, so each is its own total.
 //!
-//! No network figures: the guest has no network device but `lo`. Figures that
-//! version 2 does not count (sleeping tasks, queued requests) are left out.
+//! Figures that version 2 does not count (sleeping tasks, queued requests) are left out.
 
 use containerd_shim_protos::cgroups::metrics::{
     BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, HugetlbStat, MemoryEntry, MemoryOomControl,
-    MemoryStat, Metrics, PidsStat, Throttle,
+    MemoryStat, Metrics, NetworkStat, PidsStat, Throttle,
 };
 
 use super::cgroup::{Cgroup, Device, HugePages, Limit};
+use super::network::Link;
 
 /// "No limit" of version 1: the largest multiple of a page in a signed number.
 const UNLIMITED: u64 = 0x7fff_ffff_ffff_f000;
 
-/// The figures of a cgroup.
-pub fn metrics(cgroup: &Cgroup<'_>) -> Metrics {
+/// The figures of a cgroup and its links.
+pub fn metrics(cgroup: &Cgroup<'_>, links: &[Link]) -> Metrics {
     let events = cgroup.keyed("memory.events");
     let event = |key: &str| events.as_ref().map_or(0, |events| events.get(key));
     Metrics {
@@ -34,7 +34,23 @@ pub fn metrics(cgroup: &Cgroup<'_>) -> Metrics {
             ..MemoryOomControl::default()
         })
         .into(),
+        network: links.iter().map(network).collect(),
         ..Metrics::default()
+    }
+}
+
+fn network(link: &Link) -> NetworkStat {
+    NetworkStat {
+        name: link.name.clone(),
+        rx_bytes: link.received.bytes,
+        rx_packets: link.received.packets,
+        rx_errors: link.received.errors,
+        rx_dropped: link.received.dropped,
+        tx_bytes: link.sent.bytes,
+        tx_packets: link.sent.packets,
+        tx_errors: link.sent.errors,
+        tx_dropped: link.sent.dropped,
+        ..NetworkStat::default()
     }
 }
 
@@ -177,12 +193,13 @@ fn huge_pages(pages: HugePages) -> HugetlbStat {
 #[cfg(test)]
 mod tests {
     use super::super::cgroup::tests::sample;
+    use super::super::network;
     use super::*;
 
     #[test]
     fn every_figure_has_its_name_and_unit_of_version_1() {
         let files = sample();
-        let metrics = metrics(&Cgroup::new(&files));
+        let metrics = metrics(&Cgroup::new(&files), &network::tests::sample());
         assert_eq!((metrics.pids.current, metrics.pids.limit), (3, 0));
         let usage = &metrics.cpu.usage;
         assert_eq!(
@@ -211,7 +228,21 @@ mod tests {
             .map(|e| (e.op.as_str(), e.value))
             .collect();
         assert_eq!(sample, [("Read", 1), ("Write", 2), ("Total", 3)]);
+        let link = &metrics.network[0];
+        assert_eq!(link.name, "eth0");
+        let rx = [
+            link.rx_bytes,
+            link.rx_packets,
+            link.rx_errors,
+            link.rx_dropped,
+        ];
+        let tx = [
+            link.tx_bytes,
+            link.tx_packets,
+            link.tx_errors,
+            link.tx_dropped,
+        ];
+        assert_eq!([rx, tx], [[1, 2, 3, 4], [5, 6, 7, 8]]);
         assert_eq!(metrics.hugetlb[0].usage, 2_097_152);
-        assert!(metrics.network.is_empty());
     }
 }

@@ -1,17 +1,16 @@
 //! The message for hosts of cgroup version 2: the kernel's own names.
-//!
-//! No network figures: the guest has no network device but `lo`.
 
 use containerd_shim_protos::cgroups_v2::metrics::{
-    CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PSIData, PSIStats,
-    PidsStat,
+    CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, NetworkStat, PSIData,
+    PSIStats, PidsStat,
 };
 use protobuf::MessageField;
 
 use super::cgroup::{Cgroup, Limit, Pressure};
+use super::network::Link;
 
-/// The figures of a cgroup.
-pub fn metrics(cgroup: &Cgroup<'_>) -> Metrics {
+/// The figures of a cgroup and its links.
+pub fn metrics(cgroup: &Cgroup<'_>, links: &[Link]) -> Metrics {
     Metrics {
         pids: Some(PidsStat {
             current: cgroup.number("pids.current"),
@@ -24,7 +23,23 @@ pub fn metrics(cgroup: &Cgroup<'_>) -> Metrics {
         io: Some(io(cgroup)).into(),
         hugetlb: huge_pages(cgroup),
         memory_events: memory_events(cgroup).into(),
+        network: links.iter().map(network).collect(),
         ..Metrics::default()
+    }
+}
+
+fn network(link: &Link) -> NetworkStat {
+    NetworkStat {
+        name: link.name.clone(),
+        rx_bytes: link.received.bytes,
+        rx_packets: link.received.packets,
+        rx_errors: link.received.errors,
+        rx_dropped: link.received.dropped,
+        tx_bytes: link.sent.bytes,
+        tx_packets: link.sent.packets,
+        tx_errors: link.sent.errors,
+        tx_dropped: link.sent.dropped,
+        ..NetworkStat::default()
     }
 }
 
@@ -168,12 +183,13 @@ fn pressure(cgroup: &Cgroup<'_>, file: &str) -> MessageField<PSIStats> {
 #[cfg(test)]
 mod tests {
     use super::super::cgroup::tests::sample;
+    use super::super::network;
     use super::*;
 
     #[test]
     fn every_figure_is_where_containerd_looks_for_it() {
         let files = sample();
-        let metrics = metrics(&Cgroup::new(&files));
+        let metrics = metrics(&Cgroup::new(&files), &network::tests::sample());
         assert_eq!((metrics.pids.current, metrics.pids.limit), (3, u64::MAX));
         let cpu = &metrics.cpu;
         assert_eq!(
@@ -204,6 +220,20 @@ mod tests {
         assert_eq!(metrics.io.usage[0].wbytes, 2);
         assert_eq!(metrics.hugetlb[0].current, 2_097_152);
         assert_eq!(metrics.hugetlb[0].failcnt, 6);
-        assert!(metrics.network.is_empty());
+        let link = &metrics.network[0];
+        assert_eq!(link.name, "eth0");
+        let rx = [
+            link.rx_bytes,
+            link.rx_packets,
+            link.rx_errors,
+            link.rx_dropped,
+        ];
+        let tx = [
+            link.tx_bytes,
+            link.tx_packets,
+            link.tx_errors,
+            link.tx_dropped,
+        ];
+        assert_eq!([rx, tx], [[1, 2, 3, 4], [5, 6, 7, 8]]);
     }
 }
