@@ -17,6 +17,7 @@ mod events;
 mod flags;
 mod handover;
 mod hooks;
+mod identity;
 mod ids;
 mod info;
 mod log;

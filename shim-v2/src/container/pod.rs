@@ -1,13 +1,12 @@
 //! What a CRI server says of pods: with annotations, and by the namespaces it names.
 
 use std::collections::HashMap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
 use super::oci::{CPU_PERIOD, Linux, Mount, Namespace, Process, Spec, SpecError, refused};
+use crate::identity::identity_of;
 use crate::sandbox::pod_cgroup::Place;
 
 /// What a pod's author may say of its size: bytes of memory for its containers together.
@@ -220,12 +219,8 @@ impl Namespace {
         } else {
             &self.kind
         };
-        let identity = |path: &Path| {
-            let found = fs::metadata(path).ok()?;
-            Some((found.dev(), found.ino()))
-        };
-        let host = identity(&Path::new("/proc/self/ns").join(name));
-        let named = self.path.as_deref().and_then(identity);
+        let host = identity_of(&Path::new("/proc/self/ns").join(name));
+        let named = self.path.as_deref().and_then(identity_of);
         named.is_some() && named == host
     }
 }

@@ -8,7 +8,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +40,7 @@ use super::{Sandbox, Stop};
 use crate::config::{Config, ConfigError};
 use crate::container::oci::{Spec, SpecError};
 use crate::hooks::{HookError, HostHooks};
+use crate::identity::{identity, identity_of};
 use crate::mount::{self, MountError};
 use crate::sys;
 
@@ -145,6 +146,7 @@ pub async fn boot(
     let place = spec.pod_place();
     let root = Path::new(pod_cgroup::ROOT);
     let sizing = Sizing {
+        sandbox: file.id(),
         place: place.clone(),
         workload: spec.sandbox_limits(config.size_annotations)?,
         config: config.clone(),
@@ -304,9 +306,8 @@ fn open_netns(path: &Path) -> Result<OwnedFd, BootError> {
     if !sys::namespace_kind(netns.as_fd()).is_ok_and(|kind| kind == libc::CLONE_NEWNET) {
         return Err(wrong("is not a network namespace".to_owned()));
     }
-    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
-    let own = fs::metadata("/proc/self/ns/net").map(identity);
-    if netns.metadata().map(identity).ok() == own.ok() {
+    let own = Path::new("/proc/self/ns/net");
+    if netns.metadata().ok().as_ref().map(identity) == identity_of(own) {
         let problem = "is the host's: a virtual machine has a network of its own";
         return Err(wrong(problem.to_owned()));
     }

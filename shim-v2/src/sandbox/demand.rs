@@ -73,16 +73,23 @@ pub enum Settled {
 
 /// The demands of all containers: what each may use, and what it is about to. Until a change
 /// is settled the greater counts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Demands {
     containers: HashMap<String, (Demand, Demand)>,
-    first: Option<String>,
+    sandbox: String,
 }
 
 impl Demands {
+    /// None yet, in the sandbox of this id.
+    pub fn new(sandbox: String) -> Self {
+        Self {
+            containers: HashMap::new(),
+            sandbox,
+        }
+    }
+
     /// Notes that a container is about to have `resources`, as far as they are named.
     pub fn change(&mut self, container: String, resources: &Resources) {
-        self.first.get_or_insert_with(|| container.clone());
         let (_, next) = self.containers.entry(container).or_default();
         *next = next.changed_by(resources);
     }
@@ -99,13 +106,14 @@ impl Demands {
         }
     }
 
-    /// Whether a container without a memory limit lives on what there is, besides the first:
-    /// that one waits for the pod's end and uses nothing.
+    /// Whether a container without a memory limit lives on what there is, besides the one that
+    /// has the sandbox's id: a pod's pause container uses nothing, and what the only container
+    /// of a machine may use is never less than it was.
     pub fn has_unlimited(&self) -> bool {
         let mut others = self
             .containers
             .iter()
-            .filter(|(container, _)| self.first.as_ref() != Some(container));
+            .filter(|(container, _)| **container != self.sandbox);
         others.any(|(_, (now, next))| !now.limited || !next.limited)
     }
 
@@ -145,7 +153,7 @@ mod tests {
     }
 
     fn all(containers: &[Value]) -> Demands {
-        let mut demands = Demands::default();
+        let mut demands = Demands::new("0".to_owned());
         for (number, resources) in containers.iter().enumerate() {
             let resources = serde_json::from_value(resources.clone()).unwrap();
             demands.change(number.to_string(), &resources);
@@ -231,6 +239,10 @@ mod tests {
             demands
         };
         assert!(!settled(&[json!({}), limited.clone()]).has_unlimited());
+        // In a pod without a pause container the first is like any other.
+        let mut demands = Demands::new("pod".to_owned());
+        demands.change("0".into(), &serde_json::from_value(json!({})).unwrap());
+        assert!(demands.has_unlimited());
         let mut demands = settled(&[json!({}), limited.clone(), json!({})]);
         assert!(demands.has_unlimited());
         demands.settle("2", Settled::Gone);

@@ -31,6 +31,8 @@ const SHRINK_DELAY: Duration = Duration::from_secs(10);
 /// How the size of a VM is found: what was known when it booted.
 #[derive(Clone, Debug)]
 pub struct Sizing {
+    /// The sandbox's id.
+    pub sandbox: String,
     /// The pod's cgroup, if there is one.
     pub place: Option<Place>,
     /// The limits of the sandbox it was booted for.
@@ -85,12 +87,12 @@ impl Growth {
     ) -> Self {
         let (messages, queue) = mpsc::channel(16);
         let task = Task {
-            sizing,
             boot: now,
             asked: now,
             boot_kib: None,
             ceiling,
-            demands: Demands::default(),
+            demands: Demands::new(sizing.sandbox.clone()),
+            sizing,
             control,
             agent,
         };
@@ -119,7 +121,8 @@ impl Growth {
 struct Task {
     sizing: Sizing,
     boot: Size,
-    /// What the VM was last asked to have. What it has the VMM and the guest know.
+    /// What the VM was last asked to have, without an error. What it has the VMM and the guest
+    /// know.
     asked: Size,
     /// The guest's MemTotal with nothing plugged, in KiB.
     boot_kib: Option<u64>,
@@ -164,8 +167,9 @@ impl Task {
         let vcpus = wanted.vcpus.max(least.vcpus);
         if vcpus != self.asked.vcpus {
             let there = self.resize_vcpus(vcpus).await;
-            report("vCPUs", self.asked.vcpus, vcpus, there);
-            self.asked.vcpus = vcpus;
+            if report("vCPUs", self.asked.vcpus, vcpus, there) {
+                self.asked.vcpus = vcpus;
+            }
         }
         let least = match self.demands.has_unlimited() {
             true => self.asked,
@@ -174,8 +178,9 @@ impl Task {
         let mib = wanted.memory_mib.max(least.memory_mib);
         if mib != self.asked.memory_mib {
             let there = self.resize_memory(mib).await;
-            report("MiB of RAM", self.asked.memory_mib, mib, there);
-            self.asked.memory_mib = mib;
+            if report("MiB of RAM", self.asked.memory_mib, mib, there) {
+                self.asked.memory_mib = mib;
+            }
         }
     }
 
@@ -206,8 +211,9 @@ impl Task {
     }
 }
 
-/// Logs what the VM was asked to have, and what it has.
-fn report(what: &str, before: u32, wanted: u32, there: Result<u32, GrowthError>) {
+/// Logs what the VM was asked to have, and what it has. `false` if it could not be asked.
+fn report(what: &str, before: u32, wanted: u32, there: Result<u32, GrowthError>) -> bool {
+    let asked = there.is_ok();
     match there {
         // Memory comes in blocks of 2 MiB.
         Ok(there) if there.saturating_add(1) < wanted => {
@@ -219,4 +225,5 @@ fn report(what: &str, before: u32, wanted: u32, there: Result<u32, GrowthError>)
             log::warn!("growth: {wanted} {what} asked for after {before}: {error}");
         }
     }
+    asked
 }

@@ -156,6 +156,12 @@ impl StateFile {
         &self.dir
     }
 
+    /// The sandbox's id.
+    pub fn id(&self) -> String {
+        let name = self.dir.file_name();
+        name.unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// The sandbox's namespace in containerd.
     pub fn namespace(&self) -> String {
         let name = self.dir.parent().and_then(Path::file_name);

@@ -18,8 +18,8 @@ use crate::sandbox::boot::boot;
 use crate::shim::Shim;
 
 /// How long the exits of a dead machine's containers may take to be told: until their output
-/// was read, or given up (`container::process`).
-const EXITS: Duration = Duration::from_secs(15);
+/// was read, or given up: as long as SIGKILL waits for it (`task::kill`).
+const EXITS: Duration = Duration::from_secs(21);
 
 /// Starts the shim's pod.
 pub async fn start(

@@ -5,8 +5,6 @@
 //! After that, a failure undoes what this call made: the whole sandbox if it was
 //! booted for this container, otherwise the container's share of it.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,6 +23,7 @@ use crate::container::stdio::{Fifos, Paths};
 use crate::container::supervise::{supervise, watch_oom};
 use crate::error::Error;
 use crate::hooks::{self, HostHooks};
+use crate::identity::identity_of;
 use crate::ids;
 use crate::sandbox::Sandbox;
 use crate::sandbox::boot::boot;
@@ -195,10 +194,9 @@ fn pod(shim: &Shim, sandbox: String, spec: &Spec) -> Result<Pod, Error> {
     // The namespaces of such a pod are the guest's own, of which the VMM's pid tells.
     pids.extend(created.map(|_| (vm.pid(), GUEST_INIT)));
     // By whatever path: the guest has one network, and it is the pod's.
-    let identity = |path: &Path| fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
     let pods = format!("/proc/{}/ns/net", vm.pid());
     match spec.network_namespace()? {
-        Some(path) if identity(path) != identity(Path::new(&pods)) => Err(Error::Argument {
+        Some(path) if identity_of(path) != identity_of(Path::new(&pods)) => Err(Error::Argument {
             what: "linux.namespaces",
             problem: format!("the network {} is not the pod's", path.display()),
         }),
