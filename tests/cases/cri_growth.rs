@@ -83,6 +83,47 @@ fn limits(mib: i64, cpus: i64) -> api::LinuxContainerResources {
     }
 }
 
+/// The processors of the node on which each vCPU of the only machine may run, in order.
+#[track_caller]
+fn processors() -> Vec<String> {
+    let threads = format!("/proc/{}/task", process::only("husk-vmm"));
+    let mut found = Vec::new();
+    for thread in fs::read_dir(threads).expect("the VMM lives") {
+        let thread = thread.expect("a thread").path();
+        let read = |file| fs::read_to_string(thread.join(file)).expect("a file of a thread");
+        if let Some(vcpu) = read("comm").trim().strip_prefix("vcpu") {
+            let status = read("status");
+            let list = status
+                .lines()
+                .find_map(|l| l.strip_prefix("Cpus_allowed_list:"));
+            found.push((vcpu.to_owned(), list.expect("a list").trim().to_owned()));
+        }
+    }
+    found.sort();
+    found.into_iter().map(|(_, list)| list).collect()
+}
+
+#[test]
+fn vcpus_run_where_the_containers_cpusets_say() {
+    let _node = Node::enter();
+    let pod = Pod::run(Runtime::Husk);
+    assert_eq!(processors(), ["0-1"]);
+    let pinned = idle(&pod, |limits| limits.cpuset_cpus = "1".to_owned());
+    assert_eq!(processors(), ["1"]);
+    assert_eq!(pinned.told("nproc"), "1\n", "the guest counts its own");
+    let two = api::LinuxContainerResources {
+        cpuset_cpus: "0-1".to_owned(),
+        ..limits(64, 2)
+    };
+    update(&pod, &pinned, two);
+    assert_eq!(processors(), ["0", "1"], "one each, the new one too");
+    let anywhere = idle(&pod, |_| {});
+    assert_eq!(processors(), ["0-1", "0-1"]);
+    anywhere.remove();
+    assert_eq!(processors(), ["0", "1"]);
+    pod.remove();
+}
+
 #[test]
 fn a_container_gets_its_limits_in_a_pod_that_was_smaller() {
     let _node = Node::enter();

@@ -240,6 +240,12 @@ impl Resources {
         })
     }
 
+    /// `cpu.cpus`, if it is named: numbers of the host's CPUs.
+    pub fn named_cpus(&self) -> Option<&str> {
+        let list = self.cpu.as_ref()?.rest.get("cpus")?.as_str();
+        list.filter(|list| !list.is_empty())
+    }
+
     /// `memory.limit` in bytes, if one is set; 0 and negative values mean none.
     pub fn memory_limit(&self) -> Option<u64> {
         let limit = self.memory.as_ref()?.limit?;

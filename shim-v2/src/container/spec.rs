@@ -228,15 +228,15 @@ impl Spec {
         }
     }
 
-    /// CPU and memory node numbers are the host's; the guest numbers its own.
+    /// CPU and memory node numbers are the host's; the guest numbers its own. By the CPUs its
+    /// vCPUs are pinned (`sandbox::pinning`).
     fn drop_host_cpus(&mut self) {
         let Some(cpu) = &mut self.linux.resources.cpu else {
             return;
         };
-        for field in ["cpus", "mems"] {
-            if cpu.rest.remove(field).is_some_and(|list| list != "") {
-                log::warn!("spec: linux.resources.cpu.{field} names the host's, it is ignored");
-            }
+        cpu.rest.remove("cpus");
+        if cpu.rest.remove("mems").is_some_and(|list| list != "") {
+            log::warn!("spec: linux.resources.cpu.mems names the host's, it is ignored");
         }
     }
 }

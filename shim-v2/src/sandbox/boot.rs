@@ -212,7 +212,7 @@ pub async fn boot(
     }
     let slots = Nics::new(network.redirects.len(), control.clone(), agent.clone());
     let network = Follower::start(network, slots, agent.clone(), vmm.gone()).await?;
-    let growth = Growth::start(sizing, size, ceiling, control.clone(), agent.clone());
+    let growth = Growth::start(sizing, size, vmm.pid(), control.clone(), agent.clone());
     Ok(Sandbox {
         file,
         agent,

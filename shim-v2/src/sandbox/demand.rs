@@ -2,6 +2,9 @@
 
 use std::collections::HashMap;
 
+use nix::sched::CpuSet;
+
+use super::pinning;
 use crate::container::oci::{CPU_PERIOD, Resources};
 use crate::container::pod::Limits;
 
@@ -19,6 +22,8 @@ pub struct Demand {
     quota: Option<u64>,
     period: Option<u64>,
     shares: Option<u64>,
+    /// The host's CPUs it may run on.
+    cpus: Option<CpuSet>,
     /// Whether there is a memory limit now.
     limited: bool,
     /// Whether the quota was lifted. It still counts, and so does the memory limit when it is
@@ -38,6 +43,7 @@ impl Demand {
             quota: limit(quota).or(self.quota),
             period: positive(period).or(self.period),
             shares: positive(shares).or(self.shares),
+            cpus: resources.named_cpus().and_then(cpus).or(self.cpus),
             limited: resources
                 .named_memory_limit()
                 .map_or(self.limited, |limit| limit > 0),
@@ -58,6 +64,14 @@ impl Demand {
             quota.or(shares)
         }
     }
+}
+
+fn cpus(list: &str) -> Option<CpuSet> {
+    let cpus = pinning::parse(list);
+    if cpus.is_none() {
+        log::warn!("linux.resources.cpu.cpus is {list:?}, which is no list of CPUs: ignored");
+    }
+    cpus
 }
 
 /// What became of a container, or of a change of what it may use.
@@ -115,6 +129,17 @@ impl Demands {
             .iter()
             .filter(|(container, _)| **container != self.sandbox);
         others.any(|(_, (now, next))| !now.limited || !next.limited)
+    }
+
+    /// The host's CPUs that the containers may run on, together; `None` while one of them, a
+    /// pod's pause container aside, may run on any.
+    pub fn cpus(&self) -> Option<CpuSet> {
+        let lists = self.containers.iter().filter_map(|(container, (_, next))| {
+            let pause = *container == self.sandbox && next.cpus.is_none();
+            (!pause).then_some(next.cpus)
+        });
+        let union = |one: Option<CpuSet>, other| Some(pinning::union(&one?, &other?));
+        lists.reduce(union).flatten()
     }
 
     /// The limits of the sandbox: those it was booted for, or what its containers may use
@@ -250,6 +275,27 @@ mod tests {
         let lifted = json!({ "memory": { "limit": -1 } });
         demands.change("1".into(), &serde_json::from_value(lifted).unwrap());
         assert!(demands.has_unlimited());
+    }
+
+    #[test]
+    fn cpus_are_named_together_or_not_at_all() {
+        let on = |cpus: &str| json!({ "cpu": { "cpus": cpus } });
+        for (containers, expected) in [
+            (vec![], None),
+            (vec![json!({})], None),
+            (vec![on("1")], Some("1")),
+            (vec![json!({}), on("0-1"), on("3")], Some("0,1,3")),
+            (vec![on("0"), on("1")], Some("0,1")),
+            (vec![json!({}), on("1"), json!({})], None),
+            (vec![json!({}), on("1"), on("")], None),
+            (vec![on("nonsense")], None),
+        ] {
+            let expected = expected.and_then(pinning::parse);
+            assert_eq!(all(&containers).cpus(), expected, "{containers:?}");
+        }
+        // An update that names none keeps them.
+        let kept = demand(demand(Demand::default(), on("2")), on(""));
+        assert_eq!(kept.cpus, pinning::parse("2"));
     }
 
     #[test]

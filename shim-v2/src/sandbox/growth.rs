@@ -11,6 +11,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sched::CpuSet;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
@@ -18,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::agent::{Agent, AgentError};
 use super::control::{Control, ControlError};
 use super::demand::{Demands, Settled};
+use super::pinning;
 use super::pod_cgroup::{self, Place};
 use super::size::{self, Ceiling, Host, Size};
 use crate::config::Config;
@@ -77,20 +79,16 @@ enum Message {
 }
 
 impl Growth {
-    /// Starts the task for a VM that was booted with `now` and can have up to `ceiling`.
-    pub fn start(
-        sizing: Sizing,
-        now: Size,
-        ceiling: Ceiling,
-        control: Control,
-        agent: Agent,
-    ) -> Self {
+    /// Starts the task for a VM that was booted with `now`, whose VMM has the pid `vmm`.
+    pub fn start(sizing: Sizing, now: Size, vmm: i32, control: Control, agent: Agent) -> Self {
         let (messages, queue) = mpsc::channel(16);
         let task = Task {
             boot: now,
             asked: now,
             boot_kib: None,
-            ceiling,
+            ceiling: Ceiling::new(now, sizing.host),
+            vmm,
+            pinned: None,
             demands: Demands::new(sizing.sandbox.clone()),
             sizing,
             control,
@@ -127,6 +125,10 @@ struct Task {
     /// The guest's MemTotal with nothing plugged, in KiB.
     boot_kib: Option<u64>,
     ceiling: Ceiling,
+    /// Its pid.
+    vmm: i32,
+    /// Where its vCPUs were last told to run.
+    pinned: Option<CpuSet>,
     demands: Demands,
     control: Control,
     agent: Agent,
@@ -144,11 +146,13 @@ impl Task {
                 Ok(Some(Message::Fit(container, resources, done))) => {
                     self.demands.change(container, &resources);
                     self.fit(self.asked).await;
+                    self.pin();
                     // Whoever asked may have given up.
                     done.send(()).ok();
                 }
                 Ok(Some(Message::Settle(container, settled))) => {
                     self.demands.settle(&container, settled);
+                    self.pin();
                     shrink_at = Some(Instant::now() + SHRINK_DELAY);
                 }
                 Ok(None) => return,
@@ -181,6 +185,20 @@ impl Task {
             if report("MiB of RAM", self.asked.memory_mib, mib, there) {
                 self.asked.memory_mib = mib;
             }
+        }
+    }
+
+    /// Has the vCPUs, also those that were just made, run where the containers may.
+    fn pin(&mut self) {
+        let cpus = self.demands.cpus();
+        if cpus.is_none() && self.pinned.is_none() {
+            return;
+        }
+        self.pinned = cpus;
+        if let Err(error) = pinning::pin(self.vmm, cpus.as_ref()) {
+            log::warn!(
+                "the vCPUs cannot run on the CPUs of cpu.cpus, and stay where they are: {error}"
+            );
         }
     }
 

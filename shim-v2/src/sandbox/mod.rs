@@ -25,6 +25,7 @@ pub mod growth;
 pub mod network;
 pub mod nics;
 pub mod oom_score;
+mod pinning;
 pub mod pod_cgroup;
 pub mod size;
 pub mod state_file;

@@ -16,22 +16,17 @@ use crate::shim::Shim;
 /// How the type of the resources ends; before it stands a version of the OCI spec.
 const TYPE: &str = "LinuxResources";
 
-/// Lists of CPUs and memory nodes are the host's; the guest numbers its own.
-const HOSTS: [&str; 2] = ["cpus", "mems"];
-
 /// Applies what the resources name to a container.
 pub async fn update(shim: Arc<Shim>, request: UpdateTaskRequest) -> Result<Empty, Error> {
     let container = shim.containers.get(&request.id)?;
     let resources = request.resources.into_option().unwrap_or_default();
-    let resources = check(&resources.type_url, resources.value)?;
+    let (named, resources) = check(&resources.type_url, &resources.value)?;
     let state = container.init.state();
     if matches!(state, State::Stopped(_)) {
         return Err(state.refuses("update").into());
     }
     let sandbox = shim.slot.get().ok_or(SlotError::Ended)?;
     let growth = &sandbox.growth;
-    // What is no number here is no limit; the guest refuses it by its name.
-    let named: Resources = serde_json::from_slice(&resources).unwrap_or_default();
     growth.fit(&request.id, named).await;
     let updated = sandbox.agent.update(&request.id, resources).await;
     let settled = match updated {
@@ -43,8 +38,9 @@ pub async fn update(shim: Arc<Shim>, request: UpdateTaskRequest) -> Result<Empty
     Ok(Empty::default())
 }
 
-/// containerd sends Go's JSON form of the OCI object, under a type of its own making.
-fn check(type_url: &str, json: Vec<u8>) -> Result<Vec<u8>, Error> {
+/// containerd sends Go's JSON form of the OCI object, under a type of its own making. Returns
+/// what the machine is made to fit, and the object for the guest.
+fn check(type_url: &str, json: &[u8]) -> Result<(Resources, Vec<u8>), Error> {
     let bad = |problem: String| Error::Argument {
         what: "resources",
         problem,
@@ -53,17 +49,18 @@ fn check(type_url: &str, json: Vec<u8>) -> Result<Vec<u8>, Error> {
         return Err(bad(format!("is of type {type_url:?}, not {TYPE}")));
     }
     let no_object = |error| bad(format!("is not an OCI resources object: {error}"));
-    let mut object: Map<String, Value> = serde_json::from_slice(&json).map_err(no_object)?;
-    let cpu = object.get_mut("cpu").and_then(Value::as_object_mut);
-    let Some(cpu) = cpu.filter(|cpu| HOSTS.iter().any(|field| cpu.contains_key(*field))) else {
-        return Ok(json);
-    };
-    for field in HOSTS {
-        if cpu.remove(field).is_some_and(|list| list != "") {
-            log::warn!("update: cpu.{field} names the host's, it is ignored");
+    let mut object: Map<String, Value> = serde_json::from_slice(json).map_err(no_object)?;
+    // What is no number here is no limit; the guest refuses it by its name.
+    let named = serde_json::from_slice(json).unwrap_or_default();
+    // Lists of CPUs and memory nodes are the host's; the guest numbers its own.
+    if let Some(cpu) = object.get_mut("cpu").and_then(Value::as_object_mut) {
+        cpu.remove("cpus");
+        if cpu.remove("mems").is_some_and(|list| list != "") {
+            log::warn!("update: cpu.mems names the host's, it is ignored");
         }
     }
-    serde_json::to_vec(&object).map_err(no_object)
+    let json = serde_json::to_vec(&object).map_err(no_object)?;
+    Ok((named, json))
 }
 
 #[cfg(test)]
@@ -75,11 +72,12 @@ mod tests {
     #[test]
     fn only_resources_of_linux_are_taken() {
         let json = br#"{"memory":{"limit":1048576}}"#;
-        assert_eq!(check(URL, json.to_vec()).unwrap(), json);
-        assert!(check(URL, b"{}".to_vec()).is_ok());
+        assert_eq!(check(URL, json).unwrap().1, json);
+        assert!(check(URL, b"{}").is_ok());
         let with_host = br#"{"cpu":{"cpus":"7","mems":"","quota":1000}}"#;
-        let without = br#"{"cpu":{"quota":1000}}"#;
-        assert_eq!(check(URL, with_host.to_vec()).unwrap(), without);
+        let (named, guests) = check(URL, with_host).unwrap();
+        assert_eq!(named.named_cpus(), Some("7"));
+        assert_eq!(guests, br#"{"cpu":{"quota":1000}}"#);
         let windows = URL.replace("Linux", "Windows");
         for (url, json) in [
             (windows.as_str(), &b"{}"[..]),
@@ -88,7 +86,7 @@ mod tests {
             (URL, b"[]"),
             (URL, b"null"),
         ] {
-            let error = check(url, json.to_vec()).unwrap_err();
+            let error = check(url, json).unwrap_err();
             assert_eq!(error.code(), ttrpc::Code::INVALID_ARGUMENT, "{error}");
         }
     }
