@@ -1,6 +1,6 @@
 //! What a kubelet learns of a container's use, and how it changes what may be used.
 
-use husk_tests::cri::api;
+use husk_tests::cri::{UpdatePodSandboxResourcesRequest, api};
 use husk_tests::pod_plan::resources;
 use husk_tests::{Node, Pod, PodPlan, Runtime};
 
@@ -101,6 +101,32 @@ fn a_limit_is_changed_while_the_container_runs() {
         );
         pod.remove();
     });
+}
+
+/// containerd 1.7 does not know it; one that does changes nothing by it that a runtime is told.
+#[test]
+fn an_update_of_a_whole_pod_is_answered_as_with_runc() {
+    let _node = Node::enter();
+    let [runc, husk] = Runtime::both(|runtime| {
+        let pod = Pod::run(runtime);
+        let container = pod.script("echo up; exec sleep infinity");
+        container.logs("stdout F up");
+        let request = UpdatePodSandboxResourcesRequest {
+            pod_sandbox_id: pod.id().into(),
+            overhead: None,
+            resources: Some(api::LinuxContainerResources {
+                memory_limit_in_bytes: 100 << 20,
+                cpu_quota: 50_000,
+                cpu_period: 100_000,
+                ..Default::default()
+            }),
+        };
+        let answer = pod.cri.update_pod_sandbox_resources(request);
+        assert_eq!(container.told("echo alive"), "alive\n", "{runtime:?}");
+        pod.remove();
+        answer.map_err(|status| status.code())
+    });
+    assert_eq!(husk, runc);
 }
 
 /// Which of these a containerd has depends on its version, and not on the runtime.

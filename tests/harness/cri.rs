@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use k8s_cri::v1;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
+use tonic::client::Grpc;
 use tonic::transport::Endpoint;
+use tonic_prost::ProstCodec;
 
 pub use k8s_cri::v1 as api;
 pub use tonic::{Code, Status};
@@ -74,7 +76,45 @@ calls! {
     runtime_config: RuntimeConfigRequest => RuntimeConfigResponse,
 }
 
+/// What UpdatePodSandboxResources is asked. The service's published API has had it since
+/// Kubernetes 1.32, the crate of it not yet.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct UpdatePodSandboxResourcesRequest {
+    /// Which pod.
+    #[prost(string, tag = "1")]
+    pub pod_sandbox_id: String,
+    /// What the runtime takes itself.
+    #[prost(message, optional, tag = "2")]
+    pub overhead: Option<v1::LinuxContainerResources>,
+    /// What all containers may use together.
+    #[prost(message, optional, tag = "3")]
+    pub resources: Option<v1::LinuxContainerResources>,
+}
+
 impl Cri {
+    /// The service's `update_pod_sandbox_resources`.
+    ///
+    /// # Errors
+    /// What the service answers instead: Unimplemented where it is older than the call.
+    pub fn update_pod_sandbox_resources(
+        &self,
+        request: UpdatePodSandboxResourcesRequest,
+    ) -> Answer<()> {
+        const CALL: &str = "/runtime.v1.RuntimeService/UpdatePodSandboxResources";
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(process::DEADLINE);
+        self.tokio.block_on(async {
+            let mut client = Grpc::new(endpoint().connect_lazy());
+            let ready = client.ready().await;
+            ready.map_err(|error| Status::unavailable(error.to_string()))?;
+            let codec = ProstCodec::<_, ()>::default();
+            client
+                .unary(request, CALL.parse().expect("a path"), codec)
+                .await
+        })?;
+        Ok(())
+    }
+
     /// Connects.
     ///
     /// # Panics
