@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use log::LevelFilter;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use protobuf::well_known_types::any::Any;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -30,7 +31,9 @@ use crate::error::chain;
 use crate::flags::Flags;
 use crate::handover::{self, HandoverError};
 use crate::sandbox::cleanup;
+use crate::sandbox::pod_cgroup;
 use crate::sandbox::state_file::{State, StateFile, run_dir};
+use crate::shim_cgroup;
 
 /// Where sockets go unless the caller names another directory.
 const SOCKET_DIR: &str = "/run/containerd/s";
@@ -75,6 +78,14 @@ pub enum BootstrapError {
         id: String,
         /// Its namespace.
         namespace: String,
+    },
+    /// The cgroup of the handler's options does not take the shim.
+    #[error("the cgroup {cgroup}, ShimCgroup of the handler's options, cannot be entered")]
+    Cgroup {
+        /// As given.
+        cgroup: String,
+        /// Why.
+        source: io::Error,
     },
     /// The socket cannot be made.
     #[error("socket {socket} cannot be made")]
@@ -150,6 +161,7 @@ pub fn start(flags: &Flags) -> Result<String, BootstrapError> {
             source,
         })?;
     } else if UnixStream::connect(&socket).is_err() {
+        enter_cgroup(&caller.options(&stdin))?;
         remove_leftover(flags)?;
         let listener = listen(&socket)?;
         // The address first: `delete` may have to find the socket by it.
@@ -163,6 +175,16 @@ pub fn start(flags: &Flags) -> Result<String, BootstrapError> {
     }
     write_address(&bundle, &address)?;
     Ok(caller.answer(&address))
+}
+
+/// Enters the cgroup the handler's options name, which the server inherits.
+fn enter_cgroup(options: &[Any]) -> Result<(), BootstrapError> {
+    let Some(cgroup) = shim_cgroup::of(options) else {
+        return Ok(());
+    };
+    let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    shim_cgroup::enter(&cgroup, Path::new(pod_cgroup::ROOT), &own)
+        .map_err(|source| BootstrapError::Cgroup { cgroup, source })
 }
 
 /// Undoes what a shim of the same id left that died unnoticed. Its record would be

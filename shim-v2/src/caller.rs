@@ -77,6 +77,19 @@ impl Caller {
         .filter(|address| !address.is_empty())
     }
 
+    /// The options of the handler and whatever else came with them on `stdin`.
+    pub fn options(&self, stdin: &[u8]) -> Vec<Any> {
+        match self {
+            Self::Legacy | Self::Unknown => Any::parse_from_bytes(stdin).into_iter().collect(),
+            Self::Bootstrap(params) => {
+                let values = params.extensions.iter();
+                values
+                    .filter_map(|extension| extension.value.clone().into_option())
+                    .collect()
+            }
+        }
+    }
+
     /// Whether the caller asks for debug output. Levels are open-ended: `DEBUG` is -4
     /// and everything below is more verbose.
     pub fn wants_debug(&self) -> bool {

@@ -12,8 +12,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use protobuf::Message;
-use protobuf::well_known_types::any::Any;
 use rustix::fs::{MemfdFlags, memfd_create};
 use thiserror::Error;
 
@@ -27,7 +25,7 @@ const RUNC_SHIM: &str = "containerd-shim-runc-v2";
 /// Says that a bundle is runc's.
 const RECORD: &str = "handed-over-to-runc";
 /// The options that runc's shim understands, by the end of their type's name.
-const RUNC_OPTIONS: &str = "runc.v1.Options";
+pub const RUNC_OPTIONS: &str = "runc.v1.Options";
 
 /// Why a pod is not handed over.
 #[derive(Debug, Error)]
@@ -120,19 +118,8 @@ fn file_of(content: &[u8]) -> io::Result<File> {
 
 /// The type of the handler's options, if runc's shim would not understand them.
 fn foreign_options(caller: &Caller, stdin: &[u8]) -> Option<String> {
-    let types: Vec<String> = match caller {
-        Caller::Legacy | Caller::Unknown => {
-            let options = Any::parse_from_bytes(stdin).unwrap_or_default();
-            vec![options.type_url]
-        }
-        Caller::Bootstrap(params) => {
-            let values = params.extensions.iter();
-            values
-                .map(|extension| extension.value.type_url.clone())
-                .collect()
-        }
-    };
-    let mut types = types.into_iter();
+    let options = caller.options(stdin);
+    let mut types = options.into_iter().map(|any| any.type_url);
     types.find(|name| name.ends_with("Options") && !name.ends_with(RUNC_OPTIONS))
 }
 
@@ -140,6 +127,8 @@ fn foreign_options(caller: &Caller, stdin: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
     use containerd_shim_protos::bootstrap_api::{BootstrapParams, Extension};
+    use protobuf::Message;
+    use protobuf::well_known_types::any::Any;
 
     #[test]
     fn only_runcs_options_are_handed_over() {

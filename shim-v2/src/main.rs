@@ -28,6 +28,7 @@ mod sandbox;
 mod sandbox_api;
 mod server;
 mod shim;
+mod shim_cgroup;
 #[expect(unsafe_code, reason = "system calls no crate wraps, all in this file")]
 mod sys;
 mod task;

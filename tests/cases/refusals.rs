@@ -1,8 +1,13 @@
 //! What a guest cannot give is refused by name before anything is left behind.
 
+use std::fs;
+
+use containerd_shim_protos::protobuf::Message;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::shim::oci::Options;
 use containerd_shim_protos::ttrpc::Code;
 use husk_tests::shim::{self, Bundle};
-use husk_tests::{Container, Node};
+use husk_tests::{Container, Node, process};
 use serde_json::json;
 
 #[test]
@@ -21,6 +26,34 @@ fn the_hosts_pid_namespace_is_refused() {
         .with(&["--with-ns", "pid:/proc/1/ns/pid"])
         .run()
         .failed_saying(&["host", "pid"]);
+}
+
+#[test]
+fn a_shim_lives_in_the_cgroup_of_its_options_or_is_refused() {
+    let _node = Node::enter();
+    let bundle = Bundle::new();
+    let options = Options {
+        shim_cgroup: "/shims".to_owned(),
+        ..Options::default()
+    };
+    let options = Any {
+        type_url: "containerd.runc.v1.Options".to_owned(),
+        value: options.write_to_bytes().expect("a message"),
+        ..Any::default()
+    };
+    let options = options.write_to_bytes().expect("a message");
+    let nowhere = || panic!("it was started");
+    bundle
+        .started_with(&options, nowhere)
+        .failed_saying(&["/shims", "ShimCgroup", "No such file"]);
+    fs::create_dir("/sys/fs/cgroup/shims").expect("a cgroup");
+    let here = || {
+        let shim = process::only("containerd-shim-rust-v2");
+        let own = fs::read_to_string(format!("/proc/{shim}/cgroup"));
+        assert_eq!(own.expect("it lives"), "0::/shims\n");
+    };
+    bundle.started_with(&options, here).succeeded();
+    fs::remove_dir("/sys/fs/cgroup/shims").expect("nobody is left in it");
 }
 
 #[test]

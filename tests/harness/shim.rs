@@ -12,7 +12,8 @@ use containerd_shim_protos::{Client, TaskClient};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{ctr, process};
+use crate::ctr;
+use crate::process::{self, Running};
 
 const SHIM: &str = "/usr/local/bin/containerd-shim-rust-v2";
 const ID: &str = "by-hand";
@@ -99,22 +100,26 @@ impl Bundle {
         fs::write(self.path().join("config.json"), text).expect("a config.json");
     }
 
-    /// Goes through `start`, `Create` and `delete` as containerd does, and gives the
-    /// code and the text of the refusal.
+    /// Has a shim started with `stdin` on its standard input, and ends it again. `meanwhile` is
+    /// called while it runs, if it was started.
     ///
     /// # Panics
-    /// If the bundle is accepted.
+    /// If it does not end.
     #[track_caller]
-    pub fn refusal(&self) -> (Code, String) {
-        let started = process::run(self.shim(&["start"])).succeeded();
-        let client = Client::connect(started.text().trim()).expect("the shim listens");
-        let task = TaskClient::new(client);
-        let request = CreateTaskRequest {
-            id: ID.into(),
-            bundle: self.path().to_string_lossy().into_owned(),
-            ..Default::default()
-        };
-        let answer = task.create(deadline(), &request);
+    pub fn started_with(&self, stdin: &[u8], meanwhile: impl FnOnce()) -> process::Output {
+        let mut start = Running::start(self.shim(&["start"]));
+        start.feed(stdin.to_owned());
+        let started = start.finish();
+        if started.code == 0 {
+            meanwhile();
+            self.end(&connected(&started));
+        }
+        started
+    }
+
+    /// Shutdown and `delete`.
+    #[track_caller]
+    fn end(&self, task: &TaskClient) {
         let shutdown = ShutdownRequest {
             id: ID.into(),
             ..Default::default()
@@ -123,6 +128,24 @@ impl Bundle {
         task.shutdown(deadline(), &shutdown).ok();
         let bundle = self.path().to_string_lossy().into_owned();
         process::run(self.shim(&["-bundle", &bundle, "delete"])).succeeded();
+    }
+
+    /// Goes through `start`, `Create` and `delete` as containerd does, and gives the
+    /// code and the text of the refusal.
+    ///
+    /// # Panics
+    /// If the bundle is accepted.
+    #[track_caller]
+    pub fn refusal(&self) -> (Code, String) {
+        let started = process::run(self.shim(&["start"])).succeeded();
+        let task = connected(&started);
+        let request = CreateTaskRequest {
+            id: ID.into(),
+            bundle: self.path().to_string_lossy().into_owned(),
+            ..Default::default()
+        };
+        let answer = task.create(deadline(), &request);
+        self.end(&task);
         match answer {
             Err(Error::RpcStatus(status)) => (status.code(), status.message),
             other => panic!("a status was expected: {other:?}"),
@@ -149,6 +172,13 @@ pub(crate) fn command(bundle: &Path, id: &str, args: &[&str]) -> Command {
         .args(["-address", "/run/containerd/containerd.sock"])
         .args(args);
     shim
+}
+
+/// A client of the shim whose address `start` has printed.
+#[track_caller]
+fn connected(started: &process::Output) -> TaskClient {
+    let client = Client::connect(started.text().trim()).expect("the shim listens");
+    TaskClient::new(client)
 }
 
 fn deadline() -> context::Context {
