@@ -1,6 +1,10 @@
 //! `ctr run`: what comes out is what runc gives.
 
-use husk_tests::{Container, Node, Runtime, timeline};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use husk_tests::process::{self, DEADLINE};
+use husk_tests::{Container, Node, Runtime, ctr, timeline};
 
 #[test]
 fn hello() {
@@ -18,6 +22,25 @@ fn the_exit_code_of_the_container_is_ctrs() {
             .run()
             .ended_with(code);
     }
+}
+
+#[test]
+fn a_container_that_has_ended_needs_no_machine() {
+    let _node = Node::enter();
+    let task = Container::script("exit 3").with(&["--null-io"]).detach();
+    task.wait();
+    let deadline = Instant::now() + DEADLINE;
+    while !process::named("husk-vmm").is_empty() {
+        assert!(Instant::now() < deadline, "it still has one");
+        thread::sleep(Duration::from_millis(50));
+    }
+    // What is asked of it is answered as before.
+    assert_eq!(task.status(), "STOPPED");
+    task.kill("TERM");
+    ctr(&["task", "metrics", task.id()]).succeeded();
+    ctr(&["task", "ps", task.id()]).succeeded();
+    task.exec(&["true"]).failed_saying(&["stopped"]);
+    assert_eq!(task.delete(), 3);
 }
 
 #[test]

@@ -12,17 +12,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use containerd_shim_protos::events::task::{TaskExit, TaskOOM};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::Container;
+use super::metrics;
 use super::process::{Exit, KILLED, Process, State};
 use crate::events::Events;
 use crate::sandbox::Sandbox;
 use crate::sandbox::agent::AgentError;
+use crate::shim::Shim;
 
 /// How long the exit of an init waits for those of its execs: their own output may
 /// be slow to be read.
 const EXECS: Duration = Duration::from_secs(11);
+
+/// How long a machine outlives its only container: Delete usually comes at once, and ends it.
+const RETIRE_DELAY: Duration = Duration::from_secs(1);
 
 /// Least time between two oom events of a container.
 const OOM_INTERVAL: Duration = Duration::from_millis(100);
@@ -70,6 +75,32 @@ pub async fn supervise(
     publish_exit(&events, &container, &process, exit);
 }
 
+/// Ends the machine of a container that is in no pod, some time after the container has ended: it
+/// is of no use any more, and Delete may be long in coming. What the host has made for the
+/// machine stays until then.
+pub async fn retire(shim: Arc<Shim>, sandbox: Arc<Sandbox>, container: Arc<Container>) {
+    sleep(RETIRE_DELAY).await;
+    let count = *shim.containers.count().borrow();
+    let delivered =
+        |process: &Arc<Process>| process.streams().is_none_or(|streams| streams.is_drained());
+    // Output that nobody has read yet is still in the guest.
+    let done = delivered(&container.init) && container.all_execs().iter().all(delivered);
+    if count != 1 || !done {
+        return;
+    }
+    // Stats answers with these from now on.
+    if let Ok(files) = sandbox.agent.read_cgroup(&container.id).await
+        && let Ok(metrics) = metrics::encode(&files, &metrics::network::links(sandbox.pid()))
+    {
+        container.keep_metrics(&metrics);
+    }
+    log::info!(
+        "container {} has ended, and its machine with it",
+        container.id
+    );
+    sandbox.end_vm().await;
+}
+
 /// Publishes what the OOM killer does in a container, until it is deleted.
 pub async fn watch_oom(events: Events, sandbox: Arc<Sandbox>, container: Arc<Container>) {
     let mut seen = 0;
@@ -85,7 +116,7 @@ pub async fn watch_oom(events: Events, sandbox: Arc<Sandbox>, container: Arc<Con
             Err(error) => return log::debug!("container {}: {error}", container.id),
         }
         // Killed again and again, it is told no more often than it matters to anybody.
-        tokio::time::sleep(OOM_INTERVAL).await;
+        sleep(OOM_INTERVAL).await;
     }
 }
 

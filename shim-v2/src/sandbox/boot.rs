@@ -36,7 +36,7 @@ use super::size::{Ceiling, Host, Size};
 use super::state_file::{ProcessRef, StateFile};
 use super::vmm_process::{self, Spawned, VmmEnd};
 use super::vsock::Vsock;
-use super::{Sandbox, Stop};
+use super::{Once, Sandbox};
 use crate::config::{Config, ConfigError};
 use crate::container::oci::{Spec, SpecError};
 use crate::hooks::{HookError, HostHooks};
@@ -221,7 +221,8 @@ pub async fn boot(
         growth,
         network,
         vmm,
-        stop: watch::Sender::new(Stop::No),
+        vm_end: Once::new(),
+        stop: Once::new(),
     })
 }
 

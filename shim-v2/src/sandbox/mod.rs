@@ -78,14 +78,45 @@ pub struct Sandbox {
     /// The pod's network, which the guest's follows.
     pub network: Follower,
     vmm: VmmProcess,
-    stop: watch::Sender<Stop>,
+    vm_end: Once,
+    stop: Once,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Stop {
-    No,
+/// Work that is done once, whoever asks for it first.
+struct Once(watch::Sender<Progress>);
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Progress {
+    #[default]
+    Due,
     Running,
     Done,
+}
+
+impl Once {
+    fn new() -> Self {
+        Self(watch::Sender::default())
+    }
+
+    /// Does `work` in a task of its own, which a caller that gives up does not interrupt, unless
+    /// that was begun before. Returns when it is done.
+    async fn run(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut done = self.0.subscribe();
+        let first = self.0.send_if_modified(|progress| {
+            let first = *progress == Progress::Due;
+            *progress = if first { Progress::Running } else { *progress };
+            first
+        });
+        if first {
+            let progress = self.0.clone();
+            tokio::spawn(async move {
+                work.await;
+                progress.send_replace(Progress::Done);
+            });
+        }
+        // The sender lives in `self`, so waiting cannot fail.
+        drop(done.wait_for(|progress| *progress == Progress::Done).await);
+    }
 }
 
 impl Sandbox {
@@ -120,25 +151,14 @@ impl Sandbox {
     /// Ends the VM and undoes everything made for it. Any number of callers may
     /// ask; all return when it is done.
     pub async fn stop(self: &Arc<Self>) {
-        let mut done = self.stop.subscribe();
-        let first = self.stop.send_if_modified(|stop| {
-            let first = *stop == Stop::No;
-            *stop = if first { Stop::Running } else { *stop };
-            first
-        });
-        if first {
-            // A task of its own: a caller that gives up does not interrupt it.
-            let sandbox = self.clone();
-            tokio::spawn(async move {
-                sandbox.end_vm().await;
-                sandbox.network.ended().await;
-                crate::log::timeline("gone");
-                release(sandbox.file.clone()).await;
-                sandbox.stop.send_replace(Stop::Done);
-            });
-        }
-        // The sender lives in `self`, so waiting cannot fail.
-        drop(done.wait_for(|stop| *stop == Stop::Done).await);
+        let sandbox = self.clone();
+        let stop = async move {
+            sandbox.end_vm().await;
+            sandbox.network.ended().await;
+            crate::log::timeline("gone");
+            release(sandbox.file.clone()).await;
+        };
+        self.stop.run(stop).await;
     }
 
     /// Waits until the machine is gone, for whatever reason.
@@ -178,27 +198,36 @@ impl Sandbox {
         }
     }
 
-    /// Politely, firmly, by force. What is on the host stays until [`Sandbox::stop`].
-    pub async fn end_vm(&self) {
+    /// Ends the VM: politely, firmly, by force. What is on the host stays until
+    /// [`Sandbox::stop`].
+    pub async fn end_vm(self: &Arc<Self>) {
+        let sandbox = self.clone();
+        self.vm_end
+            .run(async move { sandbox.power_off().await })
+            .await;
+    }
+
+    async fn power_off(&self) {
         let mut gone = self.vmm.gone();
-        if gone.borrow().is_none() {
-            let politely = timeout(POWER_OFF, async {
-                match self.agent.power_off().await {
-                    // The machine may end before it has answered.
-                    Ok(()) | Err(AgentError::VmGone { .. }) => {
-                        drop(vmm_process::end(&mut gone).await);
-                        true
-                    }
-                    Err(error) => {
-                        log::debug!("power off: {error}");
-                        false
-                    }
+        if gone.borrow().is_some() {
+            return;
+        }
+        let politely = timeout(POWER_OFF, async {
+            match self.agent.power_off().await {
+                // The machine may end before it has answered.
+                Ok(()) | Err(AgentError::VmGone { .. }) => {
+                    drop(vmm_process::end(&mut gone).await);
+                    true
                 }
-            });
-            if !matches!(politely.await, Ok(true)) {
-                log::warn!("the guest does not power off, the VMM is stopped");
-                self.stop_vmm().await;
+                Err(error) => {
+                    log::debug!("power off: {error}");
+                    false
+                }
             }
+        });
+        if !matches!(politely.await, Ok(true)) {
+            log::warn!("the guest does not power off, the VMM is stopped");
+            self.stop_vmm().await;
         }
     }
 

@@ -20,7 +20,7 @@ use crate::container::process::Process;
 use crate::container::rlimits;
 use crate::container::rootfs::{RootfsError, Shared, Sources, source_kind};
 use crate::container::stdio::{Fifos, Paths};
-use crate::container::supervise::{supervise, watch_oom};
+use crate::container::supervise::{retire, supervise, watch_oom};
 use crate::error::Error;
 use crate::hooks::{self, HostHooks};
 use crate::identity::identity_of;
@@ -65,6 +65,7 @@ pub async fn create(
         ),
     };
     let (id, bundle) = (plan.sources.id.clone(), plan.sources.bundle.clone());
+    let alone = shim.pod.get().is_none() && plan.spec.pod_role() == PodRole::Alone;
     let made = async {
         let mut pid = sandbox.pid();
         if !booted {
@@ -103,7 +104,13 @@ pub async fn create(
         sandbox.clone(),
         container.clone(),
     ));
-    tokio::spawn(supervise(events.clone(), sandbox, container, init));
+    let events = events.clone();
+    tokio::spawn(async move {
+        supervise(events, sandbox.clone(), container.clone(), init).await;
+        if alone {
+            retire(shim, sandbox, container).await;
+        }
+    });
     Ok(CreateTaskResponse {
         pid,
         ..CreateTaskResponse::default()
