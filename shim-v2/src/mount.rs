@@ -47,11 +47,22 @@ pub enum MountError {
     },
 }
 
+/// What of a tree nobody may write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadOnly {
+    /// Nothing but what is read-only already.
+    Nothing,
+    /// The mount at its top (`ro`).
+    Top,
+    /// The mounts below it too (`rro`).
+    All,
+}
+
 /// What a private copy of a tree may be used for.
 #[derive(Clone, Copy, Debug)]
 pub struct CloneOptions {
-    /// Nobody may write through the copy.
-    pub readonly: bool,
+    /// What nobody may write through the copy.
+    pub readonly: ReadOnly,
     /// Take the mounts below along.
     pub recursive: bool,
     /// Mounts made later below the source appear in the copy (never the other way).
@@ -172,10 +183,7 @@ pub fn clone_tree_at(
     target: &Path,
     options: CloneOptions,
 ) -> Result<(), MountError> {
-    let mut attributes = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
-    if options.readonly {
-        attributes |= libc::MOUNT_ATTR_RDONLY;
-    }
+    let everywhere = libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOSUID;
     let propagation = if options.follows_host {
         libc::MS_SLAVE
     } else {
@@ -183,7 +191,11 @@ pub fn clone_tree_at(
     };
     let attach = || {
         let tree = sys::clone_mount(source, options.recursive)?;
-        sys::set_mount_attributes(tree.as_fd(), attributes, propagation)?;
+        sys::set_mount_attributes(tree.as_fd(), everywhere, propagation, true)?;
+        if options.readonly != ReadOnly::Nothing {
+            let all = options.readonly == ReadOnly::All;
+            sys::set_mount_attributes(tree.as_fd(), libc::MOUNT_ATTR_RDONLY, 0, all)?;
+        }
         let open =
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         Ok::<_, io::Error>(move_mount(tree, "", place, "", open)?)
@@ -205,7 +217,7 @@ pub fn make_shared_root(dir: &Path) -> Result<(), MountError> {
         dir,
         dir,
         CloneOptions {
-            readonly: false,
+            readonly: ReadOnly::Nothing,
             recursive: false,
             follows_host: false,
         },

@@ -269,14 +269,20 @@ pub fn clone_mount(source: &Path, recursive: bool) -> io::Result<OwnedFd> {
 }
 
 /// Sets attributes (`MOUNT_ATTR_*`) and propagation (`MS_*`, 0 for unchanged) of a
-/// cloned mount and everything below it.
-pub fn set_mount_attributes(tree: BorrowedFd<'_>, set: u64, propagation: u64) -> io::Result<()> {
+/// cloned mount, and with `recursive` of everything below it.
+pub fn set_mount_attributes(
+    tree: BorrowedFd<'_>,
+    set: u64,
+    propagation: u64,
+    recursive: bool,
+) -> io::Result<()> {
     let attr = MountAttr {
         attr_set: set,
         propagation,
         ..MountAttr::default()
     };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    let recurse = if recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::AT_EMPTY_PATH | recurse;
     // SAFETY: an empty path with AT_EMPTY_PATH names the descriptor; `attr` is a
     // valid mount_attr of the size given.
     let result = unsafe {

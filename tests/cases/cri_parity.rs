@@ -132,6 +132,10 @@ fn a_read_only_root_can_be_written_in_its_volumes_only() {
 fn a_read_only_volume_cannot_be_written() {
     let volume = tempfile::tempdir().expect("a volume");
     fs::write(volume.path().join("file"), "content\n").expect("a file");
+    // What the host has mounted below it can.
+    let inner = volume.path().join("inner");
+    fs::create_dir(&inner).expect("a mount point");
+    host("mount", &["-t", "tmpfs", "inner"], &inner);
     let host_path = volume.path().to_string_lossy().into_owned();
     let told = told_by_both(
         |config| {
@@ -142,9 +146,11 @@ fn a_read_only_volume_cannot_be_written() {
                 ..Default::default()
             });
         },
-        "cat /data/file; echo x 2>&1 >/data/file; rm /data/file 2>&1",
+        "cat /data/file; echo x >/data/inner/file && cat /data/inner/file; \
+         echo x 2>&1 >/data/file; rm /data/file 2>&1",
     );
-    assert!(told.contains("F content"), "{told}");
+    host("umount", &[], &inner);
+    assert!(told.contains("F content") && told.contains("F x"), "{told}");
     let kept = fs::read_to_string(volume.path().join("file"));
     assert_eq!(kept.expect("a file"), "content\n");
 }

@@ -23,7 +23,7 @@ use thiserror::Error;
 
 use super::spec::{SourceKind, Volume, file_name, rootfs_export};
 use crate::beneath;
-use crate::mount::{self, CloneOptions, MountError};
+use crate::mount::{self, CloneOptions, MountError, ReadOnly};
 use crate::sandbox::cleanup::{self, CleanupError};
 use crate::sandbox::control::{Control, ControlError};
 use crate::sandbox::state_file::StateFile;
@@ -120,7 +120,7 @@ impl Shared {
         let target = share.join(&export);
         make_dir_in_jail(file, &target)?;
         let private = CloneOptions {
-            readonly: false,
+            readonly: ReadOnly::Nothing,
             recursive: true,
             follows_host: false,
         };
@@ -167,7 +167,7 @@ impl Shared {
             recursive: volume.recursive,
             follows_host: volume.follows_host,
         };
-        if volume.kind == SourceKind::Directory {
+        if volume.kind != SourceKind::File {
             return self.clone_tree(file, &volume.source, target, options);
         }
         let place = target.join(file_name(&volume.source));
@@ -177,7 +177,7 @@ impl Shared {
         })?;
         // The directory is ours, on the host's memory: the guest may not fill it.
         let empty = CloneOptions {
-            readonly: true,
+            readonly: ReadOnly::Top,
             recursive: false,
             follows_host: false,
         };
@@ -258,7 +258,15 @@ pub fn source_kind(path: &Path) -> io::Result<SourceKind> {
     use std::os::unix::fs::FileTypeExt;
     let kind = fs::metadata(path)?.file_type();
     if kind.is_dir() {
-        return Ok(SourceKind::Directory);
+        // The table of mounts has real paths.
+        let dir = path.canonicalize()?;
+        let mounts = mount::mounts_below(&dir)?;
+        let is_tree = mounts.iter().any(|point| *point != dir);
+        return Ok(if is_tree {
+            SourceKind::Tree
+        } else {
+            SourceKind::Directory
+        });
     }
     if kind.is_socket() || kind.is_char_device() || kind.is_block_device() {
         log::warn!(

@@ -14,6 +14,7 @@ use super::labels;
 use super::oci::{Mount, Namespace, Spec, SpecError, refused};
 use super::pod::{Pod, PodRole};
 use crate::config::LabelPolicy;
+use crate::mount::ReadOnly;
 
 /// What to do about a container that asks for namespaces of the host.
 const NO_HOST: &str = "no virtual machine is in namespaces of the host, run this container without them or with another runtime, or set `host_namespaces` to \"runc\"";
@@ -21,8 +22,10 @@ const NO_HOST: &str = "no virtual machine is in namespaces of the host, run this
 /// What a bind mount's source is on the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceKind {
-    /// A directory.
+    /// A directory with nothing mounted below it.
     Directory,
+    /// A directory and what is mounted below it.
+    Tree,
     /// Anything else that can be a mount point of its own.
     File,
 }
@@ -37,8 +40,8 @@ pub struct Volume {
     /// Its export, relative to the share's root. A file's export is a directory
     /// that holds the file under its own name.
     pub export: PathBuf,
-    /// Nobody in the guest may write it, whatever happens there.
-    pub readonly: bool,
+    /// What of it nobody in the guest may write, whatever happens there.
+    pub readonly: ReadOnly,
     /// Mounts below the source come along.
     pub recursive: bool,
     /// Mounts made later below the source come along too.
@@ -52,6 +55,15 @@ pub struct GuestSpec {
     pub json: Vec<u8>,
     /// Bind mounts, in the order of the spec.
     pub volumes: Vec<Volume>,
+}
+
+impl Volume {
+    /// Whether mounts below the source are written though its top is read-only. They are one
+    /// mount in the guest, where `ro` would seal them all: it is left to the host's mounts.
+    fn is_writable_below(&self) -> bool {
+        let has_more = self.recursive && self.kind == SourceKind::Tree || self.follows_host;
+        self.readonly == ReadOnly::Top && has_more
+    }
 }
 
 impl Spec {
@@ -122,10 +134,13 @@ impl Spec {
             } else if mount.is_bind() {
                 let volume = mount.volume(index, id, bundle, &look)?;
                 let guest = match volume.kind {
-                    SourceKind::Directory => share.join(&volume.export),
+                    SourceKind::Directory | SourceKind::Tree => share.join(&volume.export),
                     SourceKind::File => share.join(&volume.export).join(file_name(&volume.source)),
                 };
                 mount.source = guest.to_string_lossy().into_owned();
+                if volume.is_writable_below() {
+                    mount.options.retain(|option| option != "ro");
+                }
                 volumes.push(volume);
             }
         }
@@ -280,9 +295,15 @@ impl Mount {
     }
 
     /// The last word on writing counts, and `rro` whatever comes after it.
-    fn is_readonly(&self) -> bool {
+    fn readonly(&self) -> ReadOnly {
         let mut words = self.options.iter().map(String::as_str);
-        words.rfind(|word| ["ro", "rw"].contains(word)) == Some("ro") || self.has("rro")
+        if self.has("rro") {
+            ReadOnly::All
+        } else if words.rfind(|word| ["ro", "rw"].contains(word)) == Some("ro") {
+            ReadOnly::Top
+        } else {
+            ReadOnly::Nothing
+        }
     }
 
     fn check_idmap(&self, index: usize) -> Result<(), SpecError> {
@@ -317,7 +338,7 @@ impl Mount {
         Ok(Volume {
             kind,
             export: Path::new(id).join("mounts").join(index.to_string()),
-            readonly: self.is_readonly(),
+            readonly: self.readonly(),
             recursive: !self.has("bind"),
             follows_host: ["slave", "rslave", "shared", "rshared"]
                 .iter()

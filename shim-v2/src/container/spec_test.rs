@@ -31,6 +31,7 @@ fn base() -> Value {
 fn look(path: &Path) -> io::Result<SourceKind> {
     match path.to_str() {
         Some("/srv/data" | "/b/relative") => Ok(SourceKind::Directory),
+        Some("/srv/tree") => Ok(SourceKind::Tree),
         Some("/srv/hosts") => Ok(SourceKind::File),
         _ => Err(io::ErrorKind::NotFound.into()),
     }
@@ -134,7 +135,7 @@ fn volumes_carry_the_options_the_host_has_to_enforce() {
         source: "/srv/data".into(),
         kind: SourceKind::Directory,
         export: "c1/mounts/1".into(),
-        readonly: true,
+        readonly: ReadOnly::Top,
         recursive: true,
         follows_host: false,
     };
@@ -142,7 +143,7 @@ fn volumes_carry_the_options_the_host_has_to_enforce() {
         source: "/srv/hosts".into(),
         kind: SourceKind::File,
         export: "c1/mounts/2".into(),
-        readonly: false,
+        readonly: ReadOnly::Nothing,
         recursive: false,
         follows_host: true,
     };
@@ -236,18 +237,45 @@ fn what_a_guest_cannot_give_is_refused_by_name() {
 
 #[test]
 fn the_last_word_on_writing_counts() {
+    use ReadOnly::{All, Nothing, Top};
     for (options, readonly) in [
-        (json!(["rbind"]), false),
-        (json!(["rbind", "ro"]), true),
-        (json!(["rbind", "ro", "rw"]), false),
-        (json!(["rbind", "rw", "ro"]), true),
-        (json!(["rbind", "rro"]), true),
-        (json!(["rbind", "rro", "rw"]), true),
+        (json!(["rbind"]), Nothing),
+        (json!(["rbind", "ro"]), Top),
+        (json!(["rbind", "ro", "rw"]), Nothing),
+        (json!(["rbind", "rw", "ro"]), Top),
+        (json!(["rbind", "rro"]), All),
+        (json!(["rbind", "rro", "rw"]), All),
     ] {
         let mut value = base();
         value["mounts"][1]["options"] = options.clone();
         let volumes = rewrite(&value).unwrap().volumes;
         assert_eq!(volumes[0].readonly, readonly, "{options}");
+    }
+}
+
+#[test]
+fn a_tree_is_not_sealed_in_the_guest_where_runc_seals_its_top_only() {
+    for (source, options, in_guest) in [
+        ("/srv/tree", json!(["rbind", "ro"]), json!(["rbind"])),
+        ("/srv/tree", json!(["bind", "ro"]), json!(["bind", "ro"])),
+        (
+            "/srv/tree",
+            json!(["rbind", "rro"]),
+            json!(["rbind", "rro"]),
+        ),
+        ("/srv/data", json!(["rbind", "ro"]), json!(["rbind", "ro"])),
+        // More may be mounted later.
+        (
+            "/srv/data",
+            json!(["rbind", "ro", "rslave"]),
+            json!(["rbind", "rslave"]),
+        ),
+    ] {
+        let mut value = base();
+        value["mounts"][1]["source"] = source.into();
+        value["mounts"][1]["options"] = options.clone();
+        let json: Value = serde_json::from_slice(&rewrite(&value).unwrap().json).unwrap();
+        assert_eq!(json["mounts"][1]["options"], in_guest, "{source} {options}");
     }
 }
 

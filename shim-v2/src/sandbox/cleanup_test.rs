@@ -2,7 +2,7 @@
 //! say so when they are skipped.
 
 use super::*;
-use crate::mount::{CloneOptions, clone_tree};
+use crate::mount::{CloneOptions, ReadOnly, clone_tree};
 use crate::sandbox::state_file::State;
 use std::os::unix::net::UnixListener;
 
@@ -84,7 +84,7 @@ fn mounts_are_undone_in_reverse_and_struck_from_the_record() {
     fs::create_dir(dir.join("source")).unwrap();
     fs::write(dir.join("source/file"), "data").unwrap();
     let options = CloneOptions {
-        readonly: false,
+        readonly: ReadOnly::Nothing,
         recursive: false,
         follows_host: false,
     };
