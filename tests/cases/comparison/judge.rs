@@ -5,11 +5,12 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::process::Command;
 use std::thread;
 
 use husk_tests::containerd::Events;
 use husk_tests::ledger::Ledger;
-use husk_tests::{Node, Runtime};
+use husk_tests::{Node, Runtime, process};
 use serde_json::Value;
 
 use super::differences::{self, Excuse};
@@ -24,6 +25,7 @@ use super::table::{Group, Outcome};
 #[track_caller]
 pub fn compare(topic: &str, groups: &[Group]) {
     let _node = Node::enter();
+    delegate_cgroups();
     let mut judge = Judge::new(topic);
     let events = Events::subscribe();
     let mut asked = Vec::new();
@@ -58,6 +60,19 @@ pub fn compare(topic: &str, groups: &[Group]) {
         judge.case(&format!("{}: events", group.name), &runc, &husk);
     }
     judge.finish();
+}
+
+/// As on every host with systemd, a cgroup namespace is a border that limits are not changed
+/// across (`nsdelegate`, the kernel's `admin-guide/cgroup-v2`). Each mount of cgroup2 in the host's
+/// own cgroup namespace, as runc makes it for a container without one, takes that away from all.
+fn delegate_cgroups() {
+    let mut remount = Command::new("mount");
+    remount.args([
+        "-o",
+        "remount,nsdelegate,memory_recursiveprot",
+        "/sys/fs/cgroup",
+    ]);
+    process::run(remount).succeeded();
 }
 
 /// The verdict on a topic, as far as it is known.
