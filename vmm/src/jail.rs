@@ -145,25 +145,24 @@ fn raise_open_files() {
 /// about a KiB on each inode it knows, and the host as much, on account of the cgroup it is in.
 /// It may have those of `possible_mib` MiB when it has grown.
 pub fn limit_open_files(memory_mib: u32, possible_mib: u32) {
-    set_open_files(open_files(memory_mib), open_files(possible_mib));
+    set_open_files(|(_, hard)| (open_files(memory_mib), hard.min(open_files(possible_mib))));
 }
 
-/// Leaves the process the open files for a guest that has grown.
+/// Leaves the process the open files for a guest that has grown. One that has shrunk keeps
+/// what it had: it may have that many open.
 pub fn raise_open_files_for(memory_mib: u32) {
-    set_open_files(open_files(memory_mib), u64::MAX);
+    set_open_files(|(soft, hard)| (soft.max(open_files(memory_mib)), hard));
 }
 
 fn open_files(memory_mib: u32) -> u64 {
     (u64::from(memory_mib) * 1024).clamp(MIN_OPEN_FILES, MAX_OPEN_FILES)
 }
 
-/// Both no higher than the hard limit is already.
-fn set_open_files(soft: u64, hard: u64) {
+/// `change` makes new limits, soft and hard, of those there are. The soft one ends at the hard.
+fn set_open_files(change: impl FnOnce((u64, u64)) -> (u64, u64)) {
     let limit = Resource::RLIMIT_NOFILE;
-    let set = getrlimit(limit).and_then(|(_, most)| {
-        let hard = hard.min(most);
-        setrlimit(limit, soft.min(hard), hard)
-    });
+    let set = getrlimit(limit).map(change);
+    let set = set.and_then(|(soft, hard)| setrlimit(limit, soft.min(hard), hard));
     if let Err(error) = set {
         log::warn!("cannot change the limit of open files: {error}");
     }
@@ -221,6 +220,26 @@ mod tests {
     use std::os::fd::AsRawFd as _;
 
     use super::*;
+    use crate::testing::in_a_process_of_its_own;
+
+    #[test]
+    fn the_limit_of_open_files_follows_a_guest_that_grows_and_never_falls() {
+        let test =
+            "jail::tests::the_limit_of_open_files_follows_a_guest_that_grows_and_never_falls";
+        in_a_process_of_its_own(test, || {
+            let limit = Resource::RLIMIT_NOFILE;
+            let (_, hard) = getrlimit(limit).unwrap();
+            for (before, grown_to_mib, after) in [
+                (100, 1, MIN_OPEN_FILES),
+                (MIN_OPEN_FILES + 1, 1, MIN_OPEN_FILES + 1),
+                (MIN_OPEN_FILES + 1, 64, 65_536),
+            ] {
+                setrlimit(limit, before.min(hard), hard).unwrap();
+                raise_open_files_for(grown_to_mib);
+                assert_eq!(getrlimit(limit).unwrap(), (after.min(hard), hard));
+            }
+        });
+    }
 
     #[test]
     fn file_handles_open_nothing() {

@@ -122,6 +122,7 @@ impl Descriptors {
             Err(error) if error.raw_os_error() == Some(libc::ENOTSOCK) => return Ok(()),
             received => received?,
         };
+        let received = received.map_err(io::Error::other)?;
         self.received.extend(received.into_iter().map(Some));
         document.extend_from_slice(&piece[..length]);
         Ok(())

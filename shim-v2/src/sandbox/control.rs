@@ -259,7 +259,8 @@ mod tests {
         let (tap, far) = nix::unistd::pipe().unwrap();
         let vmm = std::thread::spawn(move || {
             let mut packet = [0; MAX_PACKET_LEN];
-            let (length, mut came) = husk_vmm::scm::receive(&vmm, &mut packet).unwrap();
+            let (length, came) = husk_vmm::scm::receive(&vmm, &mut packet).unwrap();
+            let mut came = came.unwrap();
             send(vmm.as_raw_fd(), br#""ok""#, MsgFlags::empty()).unwrap();
             nix::unistd::write(&far, b"x").unwrap();
             let mut byte = [0];

@@ -62,7 +62,7 @@ fn serve(socket: &OwnedFd, controls: &Controls, latch: &ExitLatch) {
     let mut packet = vec![0; MAX_PACKET_LEN + 1];
     let mut threads = StandIns::default();
     loop {
-        let (received, descriptors) = match scm::receive(socket, &mut packet) {
+        let (received, came) = match scm::receive(socket, &mut packet) {
             Ok((0, _)) => break,
             Ok((len, came)) => (packet.get(..len).unwrap_or_default(), came),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -73,8 +73,10 @@ fn serve(socket: &OwnedFd, controls: &Controls, latch: &ExitLatch) {
         };
         let request = parse(received);
         let stop = matches!(request, Ok(Request::Stop));
-        let response =
-            request.and_then(|request| carry_out(request, descriptors, controls, &mut threads));
+        let response = request.and_then(|request| {
+            let descriptors = came.map_err(|lost| lost.to_string())?;
+            carry_out(request, descriptors, controls, &mut threads)
+        });
         let response = response.unwrap_or_else(Response::Error);
         let Ok(json) = serde_json::to_vec(&response) else {
             break;

@@ -1,11 +1,16 @@
+use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, recv, socketpair};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, SockFlag, SockType, recv, sendmsg, socketpair,
+};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::config::ShareConfig;
 use crate::devices::virtio::fs::Fs;
+use crate::testing::in_a_process_of_its_own;
 
 struct Shim {
     socket: Option<OwnedFd>,
@@ -38,8 +43,14 @@ impl Shim {
     }
 
     fn ask(&self, request: &[u8]) -> Value {
+        self.ask_with(request, &[])
+    }
+
+    /// Sends descriptors along.
+    fn ask_with(&self, request: &[u8], descriptors: &[ControlMessage]) -> Value {
         let socket = self.socket.as_ref().unwrap().as_raw_fd();
-        send(socket, request, MsgFlags::empty()).unwrap();
+        let request = [IoSlice::new(request)];
+        sendmsg::<()>(socket, &request, descriptors, MsgFlags::empty(), None).unwrap();
         let mut answer = [0; MAX_PACKET_LEN];
         let len = recv(socket, &mut answer, MsgFlags::empty()).unwrap();
         serde_json::from_slice(&answer[..len]).unwrap()
@@ -98,6 +109,28 @@ fn what_is_not_a_request_is_answered_with_the_reason() {
         assert!(text.contains(reason), "{text}");
     }
     assert_eq!(shim.latch.exit(), None);
+}
+
+#[test]
+fn a_vmm_out_of_descriptors_refuses_one_more_and_goes_on() {
+    let test = "control_thread::tests::a_vmm_out_of_descriptors_refuses_one_more_and_goes_on";
+    in_a_process_of_its_own(test, || {
+        let shim = Shim::new(None);
+        let request = br#"{"verb":"plug_nic","slot":0,"mac":"02:00:00:00:00:01","mtu":1500}"#;
+        let tap = [std::io::stdin().as_raw_fd()];
+        let ask = || {
+            let answer = shim.ask_with(request, &[ControlMessage::ScmRights(&tap)]);
+            answer["error"].as_str().unwrap().to_owned()
+        };
+        let limit = Resource::RLIMIT_NOFILE;
+        let (soft, hard) = getrlimit(limit).unwrap();
+        setrlimit(limit, 0, hard).unwrap();
+        let lost = ask();
+        setrlimit(limit, soft, hard).unwrap();
+        assert!(lost.contains("RLIMIT_NOFILE"), "{lost}");
+        assert_eq!(ask(), "the machine does not run");
+        assert_eq!(shim.latch.exit(), None);
+    });
 }
 
 #[test]

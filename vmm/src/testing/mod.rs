@@ -274,3 +274,20 @@ pub fn activated<D: VirtioDevice + 'static>(
     }
     vcpu.join().unwrap()
 }
+
+/// Runs `body` as the one test of a process of its own, since limits are a process's. `test` is
+/// the calling test's path in the crate.
+pub fn in_a_process_of_its_own(test: &str, body: impl FnOnce()) {
+    const ALONE: &str = "HUSK_VMM_TEST_ALONE";
+    if std::env::var_os(ALONE).is_some() {
+        return body();
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let why = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("1 passed"), "{said}{why}");
+}
