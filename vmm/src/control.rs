@@ -27,7 +27,8 @@ pub enum Request {
         /// The path given to `AddShare`.
         path: std::path::PathBuf,
     },
-    /// Have at least so many vCPUs; answered when the guest can start them.
+    /// Have at least so many vCPUs; answered when the guest can start them. If one cannot be
+    /// made, those before it stay.
     GrowVcpus {
         /// The number, those of the boot included.
         count: u32,
@@ -80,6 +81,7 @@ pub enum Response {
     Vcpus(u32),
     /// So many MiB of memory there are now.
     MemoryMib(u32),
-    /// Not done, nothing changed; the text names the object and the reason.
+    /// Not done; the text names the object and the reason. Nothing has changed but what the
+    /// request says.
     Error(String),
 }

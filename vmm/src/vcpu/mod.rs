@@ -115,23 +115,33 @@ impl VcpuMaker {
         }
     }
 
-    /// Creates a vCPU with processor features and registers set. KVM takes it at any time,
-    /// also while others run (KVM API, 4.7).
+    /// A vCPU with processor features and registers set.
     pub fn make(&self, id: u32) -> Result<VcpuFd, VcpuError> {
-        let kvm_error = |what| move |source| VcpuError::Kvm { id, what, source };
-        let vcpu = self
-            .vm
-            .create_vcpu(id.into())
-            .map_err(kvm_error("creating it"))?;
+        let vcpu = self.create(id)?;
+        self.set_up(id, &vcpu)?;
+        Ok(vcpu)
+    }
+
+    /// KVM takes a vCPU at any time, also while others run, and never gives it back: there can
+    /// be no second one of that id (KVM API, 4.7).
+    fn create(&self, id: u32) -> Result<VcpuFd, VcpuError> {
+        let created = self.vm.create_vcpu(id.into());
+        created.map_err(kvm_error(id, "creating it"))
+    }
+
+    fn set_up(&self, id: u32, vcpu: &VcpuFd) -> Result<(), VcpuError> {
         let mut features = self.supported.clone();
         cpuid::for_vcpu(&mut features, id, self.possible);
         // First: KVM checks what follows against it.
         vcpu.set_cpuid2(&features)
-            .map_err(kvm_error("its processor features (CPUID)"))?;
-        msrs::set(&vcpu)?;
-        regs::set_any_cpu(&vcpu)?;
-        Ok(vcpu)
+            .map_err(kvm_error(id, "its processor features (CPUID)"))?;
+        msrs::set(vcpu)?;
+        Ok(regs::set_any_cpu(vcpu)?)
     }
+}
+
+fn kvm_error(id: u32, what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> VcpuError {
+    move |source| VcpuError::Kvm { id, what, source }
 }
 
 /// Makes the first vCPU begin at `entry`.
@@ -155,10 +165,18 @@ pub struct VcpuThreads {
 /// The threads, until they are told to end.
 struct Running {
     threads: Vec<JoinHandle<()>>,
+    /// The next vCPU, if it was created but could not be set up.
+    spare: Option<VcpuFd>,
     /// A clone is in each thread.
     alive: Sender<()>,
     /// Closed when the last thread has ended.
     ended: Receiver<()>,
+}
+
+/// A thread that waits for its vCPU.
+struct Thread {
+    handle: JoinHandle<()>,
+    vcpu: Sender<VcpuFd>,
 }
 
 impl VcpuThreads {
@@ -173,6 +191,7 @@ impl VcpuThreads {
         let (alive, ended) = channel();
         let mut running = Running {
             threads: Vec::new(),
+            spare: None,
             alive,
             ended,
         };
@@ -184,7 +203,8 @@ impl VcpuThreads {
             running: Arc::default(),
         };
         for vcpu in vcpus {
-            all.spawn(&mut running, vcpu)?;
+            let thread = all.spawn(&running)?;
+            running.add(thread, vcpu);
         }
         *lock(&all.running) = Some(running);
         Ok(all)
@@ -192,6 +212,9 @@ impl VcpuThreads {
 
     /// Sees to it that there are at least `count` vCPUs; returns how many there are. The new
     /// ones wait for the guest to start them.
+    ///
+    /// # Errors
+    /// See [`VcpuError`]. Those made before one that failed stay; asking again goes on there.
     pub fn grow(&self, count: u32) -> Result<u32, VcpuError> {
         let possible = self.maker.possible;
         if count > possible {
@@ -203,8 +226,10 @@ impl VcpuThreads {
         let mut running = lock(&self.running);
         let running = running.as_mut().ok_or(VcpuError::Ending)?;
         while running.count() < count {
-            let vcpu = self.maker.make(running.count())?;
-            self.spawn(running, vcpu)?;
+            // The thread first, which ends if it gets nothing: a vCPU is there for good.
+            let thread = self.spawn(running)?;
+            let vcpu = self.next(running)?;
+            running.add(thread, vcpu);
         }
         Ok(running.count())
     }
@@ -228,24 +253,48 @@ impl VcpuThreads {
         }
     }
 
-    /// The thread of the next vCPU.
-    fn spawn(&self, running: &mut Running, vcpu: VcpuFd) -> Result<(), VcpuError> {
+    /// The next vCPU.
+    fn next(&self, running: &mut Running) -> Result<VcpuFd, VcpuError> {
+        let id = running.count();
+        let vcpu = match running.spare.take() {
+            Some(vcpu) => vcpu,
+            None => self.maker.create(id)?,
+        };
+        match self.maker.set_up(id, &vcpu) {
+            Ok(()) => Ok(vcpu),
+            Err(error) => {
+                running.spare = Some(vcpu);
+                Err(error)
+            }
+        }
+    }
+
+    /// A thread for the next vCPU.
+    fn spawn(&self, running: &Running) -> Result<Thread, VcpuError> {
         let id = running.count();
         let (buses, latch, stop) = (self.buses.clone(), self.latch.clone(), self.stop.clone());
         let alive = running.alive.clone();
-        let thread = std::thread::Builder::new()
+        let (vcpu, given) = channel();
+        let handle = std::thread::Builder::new()
             .name(format!("vcpu{id}"))
             .spawn(move || {
-                run::run(Kickable::new(vcpu), &buses, &latch, &stop);
+                if let Ok(vcpu) = given.recv() {
+                    run::run(Kickable::new(vcpu), &buses, &latch, &stop);
+                }
                 drop(alive);
             })
             .map_err(|source| VcpuError::Thread { id, source })?;
-        running.threads.push(thread);
-        Ok(())
+        Ok(Thread { handle, vcpu })
     }
 }
 
 impl Running {
+    fn add(&mut self, thread: Thread, vcpu: VcpuFd) {
+        // It waits for it.
+        thread.vcpu.send(vcpu).ok();
+        self.threads.push(thread.handle);
+    }
+
     fn count(&self) -> u32 {
         // No more than the MP table has ids for.
         self.threads.len() as u32
@@ -255,3 +304,6 @@ impl Running {
 fn lock(running: &Mutex<Option<Running>>) -> std::sync::MutexGuard<'_, Option<Running>> {
     running.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests;
