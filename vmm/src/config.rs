@@ -224,16 +224,30 @@ pub enum ConfigError {
     /// Not JSON, a wrong type, a missing or an unknown key; the text names key and line.
     #[error("VmConfig is not valid: {0}")]
     Parse(#[from] serde_json::Error),
-    /// A value out of its range.
-    #[error("VmConfig: `{key}` is {value}, must be {must}")]
-    Value {
-        /// Dotted path of the key.
-        key: &'static str,
-        /// What was given.
-        value: String,
-        /// What is accepted.
-        must: String,
-    },
+    /// See [`ValueError`].
+    #[error("VmConfig: {0}")]
+    Value(#[from] ValueError),
+}
+
+/// A value out of its range.
+#[derive(Debug, Error)]
+#[error("`{key}` is {value}, must be {must}")]
+pub struct ValueError {
+    /// Dotted path of the key.
+    key: String,
+    /// What was given.
+    value: String,
+    /// What is accepted.
+    must: String,
+}
+
+impl ValueError {
+    /// Says that the key is one of `object`'s.
+    #[must_use]
+    pub fn within(self, object: impl fmt::Display) -> Self {
+        let key = format!("{object}.{}", self.key);
+        Self { key, ..self }
+    }
 }
 
 fn default_kvm() -> Source {
@@ -265,7 +279,7 @@ impl VmConfig {
     }
 
     /// Checks every range; says nothing about whether files exist.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), ValueError> {
         check(
             (1..=MAX_VCPUS).contains(&self.vcpus),
             "vcpus",
@@ -320,42 +334,44 @@ impl VmConfig {
             self.possible_nics(),
             || format!("as many as `net` has to {MAX_NICS}"),
         )?;
-        self.net.iter().try_for_each(NetConfig::validate)
-    }
-}
-
-impl NetConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
-        validate_nic(self.mac, self.mtu)
+        for (at, net) in self.net.iter().enumerate() {
+            let valid = validate_nic(net.mac, net.mtu);
+            valid.map_err(|error| error.within(format_args!("net[{at}]")))?;
+        }
+        Ok(())
     }
 }
 
 /// Checks what the guest is told of a network device.
-pub fn validate_nic(mac: MacAddress, mtu: u16) -> Result<(), ConfigError> {
-    check(MTU.contains(&mtu), "net.mtu", mtu, || {
+pub fn validate_nic(mac: MacAddress, mtu: u16) -> Result<(), ValueError> {
+    check(MTU.contains(&mtu), "mtu", mtu, || {
         format!("{} to {}", MTU.start(), MTU.end())
     })?;
     // The lowest bit of the first byte marks a group's address.
-    check(mac.0[0] & 1 == 0 && mac.0 != [0; 6], "net.mac", mac, || {
+    check(mac.0[0] & 1 == 0 && mac.0 != [0; 6], "mac", mac, || {
         "the address of one station".into()
     })
 }
 
 impl ShareConfig {
-    fn validate(&self) -> Result<(), ConfigError> {
+    fn validate(&self) -> Result<(), ValueError> {
         check(
             (1..=MAX_TAG_LEN).contains(&self.tag.len()) && !self.tag.contains('\0'),
             "share.tag",
             format_args!("{:?}", self.tag),
             || format!("1 to {MAX_TAG_LEN} bytes without NUL"),
         )?;
-        self.exports.iter().try_for_each(Export::validate)
+        for (at, export) in self.exports.iter().enumerate() {
+            let valid = export.validate();
+            valid.map_err(|error| error.within(format_args!("share.exports[{at}]")))?;
+        }
+        Ok(())
     }
 }
 
 impl Export {
     /// Checks that the path cannot leave the share's root.
-    pub fn validate(&self) -> Result<(), ConfigError> {
+    pub fn validate(&self) -> Result<(), ValueError> {
         use std::path::Component;
         let plain = self
             .path
@@ -375,12 +391,12 @@ fn check(
     key: &'static str,
     value: impl std::fmt::Display,
     must: impl FnOnce() -> String,
-) -> Result<(), ConfigError> {
+) -> Result<(), ValueError> {
     if ok {
         return Ok(());
     }
-    Err(ConfigError::Value {
-        key,
+    Err(ValueError {
+        key: key.to_owned(),
         value: value.to_string(),
         must: must(),
     })
@@ -485,9 +501,17 @@ mod tests {
             assert_eq!(config.net[0].mac.to_string(), "02:fe:00:00:00:0a");
         }
         for (mac, mtu, word) in [
-            ("02:00:00:00:00:01", 67, "`net.mtu` is 67"),
+            (
+                "02:00:00:00:00:01",
+                67,
+                "`net[0].mtu` is 67, must be 68 to 65535",
+            ),
             ("02:00:00:00:00:01", 65536, "65536"),
-            ("01:00:5e:00:00:01", 1500, "`net.mac` is 01:00:5e:00:00:01"),
+            (
+                "01:00:5e:00:00:01",
+                1500,
+                "`net[0].mac` is 01:00:5e:00:00:01",
+            ),
             ("00:00:00:00:00:00", 1500, "one station"),
             ("02:00:00:00:00", 1500, "not a MAC address"),
             ("02:00:00:00:00:01:02", 1500, "not a MAC address"),

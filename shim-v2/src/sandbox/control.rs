@@ -27,7 +27,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Why the VMM did not do what it was asked to.
 #[derive(Debug, Error)]
 pub enum ControlError {
-    /// It answered with an error; nothing changed.
+    /// It answered with an error.
     #[error("the VMM refused: {0}")]
     Refused(String),
     /// It did not answer, or it is gone.

@@ -113,7 +113,8 @@ fn carry_out(
     match request {
         Request::Stop => {}
         Request::AddShare { export } => {
-            export.validate().map_err(|error| error.to_string())?;
+            let valid = export.validate();
+            valid.map_err(|error| error.within("export").to_string())?;
             let added = share()?.add(&export);
             added.map_err(|error| crate::log::chain(&error))?;
         }
@@ -124,9 +125,14 @@ fn carry_out(
         Request::GrowVcpus { count } => return growth()?.vcpus(count).map(Response::Vcpus),
         Request::ResizeMemory { mib } => return growth()?.memory(mib).map(Response::MemoryMib),
         Request::PlugNic { slot, mac, mtu } => {
-            validate_nic(mac, mtu).map_err(|error| error.to_string())?;
-            let [tap] = <[OwnedFd; 1]>::try_from(descriptors)
-                .map_err(|came| format!("a tap must come with it, {} came", came.len()))?;
+            let object = format!("network device {slot}");
+            validate_nic(mac, mtu).map_err(|error| format!("{object}: {error}"))?;
+            let [tap] = <[OwnedFd; 1]>::try_from(descriptors).map_err(|came| {
+                let came = came.len();
+                format!(
+                    "{object}: its tap must come with the request, alone; {came} descriptors came"
+                )
+            })?;
             let plugged = nics()?.plug(slot, tap, mac, mtu);
             plugged.map_err(|error| crate::log::chain(&error))?;
         }

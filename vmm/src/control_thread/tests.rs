@@ -95,11 +95,15 @@ fn what_is_not_a_request_is_answered_with_the_reason() {
         (br#"{"verb":"resize_memory","mib":-1}"#, "not a request"),
         (
             br#"{"verb":"plug_nic","slot":0,"mac":"02:00:00:00:00:01","mtu":1500}"#,
-            "a tap must come with it, 0 came",
+            "network device 0: its tap must come with the request, alone; 0 descriptors came",
         ),
         (
-            br#"{"verb":"plug_nic","slot":0,"mac":"03:00:00:00:00:01","mtu":1500}"#,
-            "`net.mac`",
+            br#"{"verb":"plug_nic","slot":7,"mac":"02:00:00:00:00:01","mtu":60}"#,
+            "network device 7: `mtu` is 60, must be 68 to 65535",
+        ),
+        (
+            br#"{"verb":"add_share","export":{"path":"../a","cache":"always"}}"#,
+            "`export.path` is \"../a\", must be",
         ),
         (br#"{"verb":"unplug_nic","slot":0}"#, "does not run"),
         (&long, "longer than"),

@@ -30,11 +30,23 @@ use crate::memory::GuestMemory;
 #[derive(Debug, Error)]
 pub enum SlotError {
     /// An ioctl failed.
-    #[error("KVM refused a doorbell (ioeventfd)")]
-    Doorbell(#[source] kvm_ioctls::Error),
+    #[error("KVM refused a doorbell (ioeventfd) of slot {slot}")]
+    Doorbell {
+        /// Which slot.
+        slot: u32,
+        /// What the ioctl said.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
     /// An eventfd could not be made.
-    #[error("the host refused a descriptor")]
-    Descriptor(#[from] io::Error),
+    #[error("the host refused a descriptor (eventfd) for slot {slot}")]
+    Descriptor {
+        /// Which slot.
+        slot: u32,
+        /// What it said.
+        #[source]
+        source: io::Error,
+    },
     /// See [`IrqError`].
     #[error("cannot set up interrupts")]
     Irq(#[from] IrqError),
@@ -65,7 +77,7 @@ pub enum SlotError {
 
 /// A place for a device.
 struct Slot {
-    base: u64,
+    number: u32,
     transport: Arc<Mutex<MmioTransport>>,
 }
 
@@ -77,14 +89,15 @@ impl Slot {
     }
 
     fn doorbell(&self) -> IoEventAddress {
-        IoEventAddress::Mmio(self.base + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY))
+        IoEventAddress::Mmio(base(self.number) + u64::from(VIRTIO_MMIO_QUEUE_NOTIFY))
     }
 
     /// Has KVM ring for each queue without an exit to the VMM.
     fn connect(&self, vm: &VmFd, transport: &MmioTransport) -> Result<(), SlotError> {
+        let slot = self.number;
         for (queue, kick) in (0u32..).zip(transport.kicks()) {
             vm.register_ioevent(kick, &self.doorbell(), queue)
-                .map_err(SlotError::Doorbell)?;
+                .map_err(|source| SlotError::Doorbell { slot, source })?;
         }
         Ok(())
     }
@@ -97,6 +110,15 @@ impl Slot {
             }
         }
     }
+}
+
+/// Where the registers of slot `number` are.
+fn base(number: u32) -> u64 {
+    layout::VIRTIO_MMIO_BASE + u64::from(number) * layout::VIRTIO_MMIO_SIZE
+}
+
+fn no_descriptor(slot: u32) -> impl FnOnce(io::Error) -> SlotError {
+    move |source| SlotError::Descriptor { slot, source }
 }
 
 /// The virtio-mmio bus of a machine that is being built.
@@ -147,14 +169,14 @@ impl<'a> VirtioBus<'a> {
     }
 
     fn place(&mut self, number: u32, device: Box<dyn VirtioDevice>) -> Result<Slot, SlotError> {
-        let base = layout::VIRTIO_MMIO_BASE + u64::from(number) * layout::VIRTIO_MMIO_SIZE;
+        let base = base(number);
         let (gsi, line) = self.lines.next(self.vm)?;
-        let transport = MmioTransport::new(device, self.memory.clone(), Interrupt::new(line))?;
-        let transport = Arc::new(Mutex::new(transport));
+        let transport = MmioTransport::new(device, self.memory.clone(), Interrupt::new(line));
+        let transport = Arc::new(Mutex::new(transport.map_err(no_descriptor(number))?));
         self.mmio
             .insert(base, layout::VIRTIO_MMIO_SIZE, transport.clone())?;
         self.announced.push((base, gsi));
-        let slot = Slot { base, transport };
+        let slot = Slot { number, transport };
         slot.connect(self.vm, &slot.lock())?;
         Ok(slot)
     }
@@ -195,12 +217,13 @@ impl NicSlots {
         if !transport.is_empty() {
             return Err(SlotError::Taken(number));
         }
-        let device = Net::new(link, mac, mtu, self.event_loop.clone())?;
-        transport.replace(Box::new(device))?;
+        let device = Net::new(link, mac, mtu, self.event_loop.clone());
+        let replaced = transport.replace(Box::new(device));
+        replaced.map_err(no_descriptor(number))?;
         let connected = slot.connect(&self.vm, &transport);
         if connected.is_err() {
             slot.disconnect(&self.vm, &transport);
-            transport.replace(Box::new(Empty))?;
+            transport.clear();
         }
         connected
     }
@@ -216,7 +239,8 @@ impl NicSlots {
         let slot = self.find(slot)?;
         let mut transport = slot.lock();
         slot.disconnect(&self.vm, &transport);
-        Ok(transport.replace(Box::new(Empty))?)
+        transport.clear();
+        Ok(())
     }
 
     fn find(&self, slot: u32) -> Result<&Slot, SlotError> {

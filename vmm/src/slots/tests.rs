@@ -6,6 +6,7 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, 
 use virtio_bindings::bindings::virtio_mmio::*;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::*;
 use crate::config::MAX_NICS;
@@ -25,6 +26,10 @@ impl AsRawFd for Socket {
 }
 
 impl Link for Socket {
+    fn offloads(&self) -> u32 {
+        0
+    }
+
     fn set_offload(&self, _offload: u32) -> io::Result<()> {
         Ok(())
     }
@@ -202,6 +207,23 @@ fn a_wrong_slot_is_named() {
     let error = machine.nics.plug(5, null, MAC, 1500).unwrap_err();
     assert!(matches!(error, SlotError::Tap { slot: 5, .. }), "{error}");
     assert_eq!(machine.id(5), 0);
+}
+
+#[test]
+fn a_doorbell_that_is_refused_leaves_its_slot_empty() {
+    let Some(mut machine) = Machine::new() else {
+        return;
+    };
+    let taken = EventFd::new(EFD_NONBLOCK).unwrap();
+    let doorbell = machine.nics.slots[4].doorbell();
+    let vm = machine.nics.vm.clone();
+    vm.register_ioevent(&taken, &doorbell, 1u32).unwrap();
+    let error = machine.plug(4).unwrap_err().to_string();
+    assert_eq!(error, "KVM refused a doorbell (ioeventfd) of slot 4");
+    assert_eq!(machine.id(4), 0);
+    vm.unregister_ioevent(&taken, &doorbell, 1u32).unwrap();
+    machine.plug(4).unwrap();
+    assert_eq!(machine.id(4), VIRTIO_ID_NET);
 }
 
 #[test]

@@ -169,11 +169,20 @@ impl MmioTransport {
     /// before is reset, whatever its driver was about, and gone when this returns.
     pub fn replace(&mut self, device: Box<dyn VirtioDevice>) -> std::io::Result<()> {
         let kicks = kicks(&*device)?;
+        self.put(device, kicks);
+        Ok(())
+    }
+
+    /// Leaves the slot empty: as [`replace`](Self::replace), but takes nothing of the host.
+    pub fn clear(&mut self) {
+        self.put(Box::new(Empty), Vec::new());
+    }
+
+    fn put(&mut self, device: Box<dyn VirtioDevice>, kicks: Vec<Arc<EventFd>>) {
         self.reset();
         self.kicks = kicks;
         self.registers = Registers::new(device.queue_sizes().len());
         self.device = device;
-        Ok(())
     }
 
     /// Whether no device is here.

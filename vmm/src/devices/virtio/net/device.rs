@@ -45,24 +45,19 @@ pub struct Net {
 
 impl Net {
     /// A device with the address `mac`, which moves frames between the guest and `link`.
-    pub fn new(
-        link: Arc<dyn Link>,
-        mac: MacAddress,
-        mtu: u16,
-        event_loop: LoopHandle,
-    ) -> io::Result<Self> {
+    pub fn new(link: Arc<dyn Link>, mac: MacAddress, mtu: u16, event_loop: LoopHandle) -> Self {
         let mut config = [0; CONFIG_LEN];
         // Status and the number of queue pairs between the two belong to features that
         // are not offered.
         config[..6].copy_from_slice(&mac.0);
         config[10..].copy_from_slice(&mtu.to_le_bytes());
-        Ok(Self {
-            features: features::offered(features::probe(&*link)?),
+        Self {
+            features: features::offered(link.offloads()),
             link,
             config,
             event_loop,
             active: None,
-        })
+        }
     }
 }
 

@@ -16,8 +16,6 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
 };
 
-use super::tap::Link;
-
 /// TCP in segments, as taps do since Linux 2.6.
 const TCP: c_uint = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
 /// UDP in segments; a tap since Linux 6.2 does both or neither.
@@ -53,12 +51,12 @@ pub fn has(features: u64, bit: u32) -> bool {
     features & (1 << bit) != 0
 }
 
-/// Asks the link what it can leave to the guest, and leaves it at nothing.
-pub fn probe(link: &dyn Link) -> io::Result<c_uint> {
+/// Finds out by `set` what a link can leave to the guest, and leaves it at nothing.
+pub fn probe(set: impl Fn(c_uint) -> io::Result<()>) -> io::Result<c_uint> {
     let known = [TCP | UDP, TCP]
         .into_iter()
-        .find(|offload| link.set_offload(*offload).is_ok());
-    link.set_offload(0)?;
+        .find(|offload| set(*offload).is_ok());
+    set(0)?;
     Ok(known.unwrap_or(0))
 }
 

@@ -14,13 +14,16 @@ use thiserror::Error;
 use vm_memory::VolatileSlice;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
-use super::HEADER_LEN;
+use super::{HEADER_LEN, features};
 
 /// Ethernet frames, no packet information before them, a `virtio_net_hdr` instead.
 const FLAGS: c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
 /// What a network device needs of its other side. A tap; in tests, a socket.
 pub trait Link: AsRawFd + Send + Sync {
+    /// What frames it can leave to the receiver, as bits of TUNSETOFFLOAD.
+    fn offloads(&self) -> c_uint;
+
     /// Sets what frames may leave to the receiver, as bits of TUNSETOFFLOAD.
     fn set_offload(&self, offload: c_uint) -> io::Result<()>;
 
@@ -70,6 +73,7 @@ pub enum TapError {
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
+    offloads: c_uint,
 }
 
 impl Tap {
@@ -88,7 +92,9 @@ impl Tap {
         // What virtio says of version 1, whatever the host's own order of bytes.
         set_int(&fd, libc::TUNSETVNETLE, 1).map_err(refused("a little-endian header"))?;
         set_nonblocking(&fd).map_err(refused("not to wait"))?;
-        Ok(Self { fd })
+        let offloads = features::probe(|offloads| set_offload(&fd, offloads));
+        let offloads = offloads.map_err(refused("to have no offloads"))?;
+        Ok(Self { fd, offloads })
     }
 }
 
@@ -99,10 +105,12 @@ impl AsRawFd for Tap {
 }
 
 impl Link for Tap {
-    #[expect(unsafe_code, reason = "an ioctl")]
+    fn offloads(&self) -> c_uint {
+        self.offloads
+    }
+
     fn set_offload(&self, offload: c_uint) -> io::Result<()> {
-        // SAFETY: TUNSETOFFLOAD takes a number and touches no memory of ours.
-        check(unsafe { ioctl_with_val(&self.fd, libc::TUNSETOFFLOAD, c_ulong::from(offload)) })
+        set_offload(&self.fd, offload)
     }
 }
 
@@ -156,6 +164,12 @@ fn no_request() -> libc::ifreq {
 fn set_int(fd: &OwnedFd, request: c_ulong, value: c_int) -> io::Result<()> {
     // SAFETY: the callers' requests read one int, which `value` is.
     check(unsafe { ioctl_with_ref(fd, request, &value) })
+}
+
+#[expect(unsafe_code, reason = "an ioctl")]
+fn set_offload(fd: &OwnedFd, offload: c_uint) -> io::Result<()> {
+    // SAFETY: TUNSETOFFLOAD takes a number and touches no memory of ours.
+    check(unsafe { ioctl_with_val(fd, libc::TUNSETOFFLOAD, c_ulong::from(offload)) })
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
