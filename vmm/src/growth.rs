@@ -7,6 +7,9 @@ use crate::vcpu::VcpuThreads;
 
 const MIB: u64 = 1 << 20;
 
+const NO_ROOM: &str = "this VM has no room for more memory: `max_memory_mib` equals `memory_mib`, \
+    or the host refused the addresses at its start (see its log)";
+
 /// The size of a running machine.
 pub struct Growth {
     vcpus: VcpuThreads,
@@ -42,7 +45,7 @@ impl Growth {
         let plugged = match &self.plugged {
             Some(plugged) => plugged.resize(u64::from(more) * MIB),
             None if more == 0 => Ok(0),
-            None => return Err("this VM was configured without memory to plug".into()),
+            None => return Err(NO_ROOM.into()),
         };
         let plugged = plugged.map_err(|error| chain(&error))? / MIB;
         let mib = self.boot_mib + u32::try_from(plugged).unwrap_or(u32::MAX - self.boot_mib);

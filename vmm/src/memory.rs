@@ -17,9 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use thiserror::Error;
+use vm_memory::mmap::FromRangesError;
 use vm_memory::{
-    Address, GuestAddress, GuestMemory as _, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
-    VolatileSlice,
+    Address, GuestAddress, GuestMemory as _, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, VolatileSlice,
 };
 
 use crate::arch::layout;
@@ -79,13 +80,27 @@ pub enum MemoryError {
         mib: u32,
         /// What `mmap` said.
         #[source]
-        source: vm_memory::mmap::FromRangesError,
+        source: FromRangesError,
     },
     /// The host refused room for more.
     #[error("cannot reserve addresses for {size:#x} bytes of memory to be plugged later")]
     Reserve {
         /// Bytes asked for.
         size: u64,
+        /// What `mmap` said.
+        #[source]
+        source: FromRangesError,
+    },
+    /// It is not RAM, or more than one mapping: an error of ours.
+    #[error("there is no piece of guest RAM at {base:#x}, {size:#x} bytes long")]
+    Piece {
+        /// Guest physical address.
+        base: u64,
+        /// Length in bytes.
+        size: u64,
+        /// What the lookup said.
+        #[source]
+        source: GuestMemoryError,
     },
     /// KVM refused a memory slot.
     #[error("KVM refused guest RAM at {base:#x}, {size:#x} bytes")]
@@ -162,12 +177,10 @@ fn set_slot(
 }
 
 /// The one piece of host memory behind `len` bytes at `base`.
-fn slice(memory: &Ram, base: GuestAddress, len: u64) -> Result<VolatileSlice<'_>, MemoryError> {
-    let reserve = MemoryError::Reserve { size: len };
-    match usize::try_from(len) {
-        Ok(len) => memory.regions.get_slice(base, len).map_err(|_| reserve),
-        Err(_) => Err(reserve),
-    }
+fn slice(memory: &Ram, base: GuestAddress, size: u64) -> Result<VolatileSlice<'_>, MemoryError> {
+    let slice = memory.regions.get_slice(base, size as usize);
+    let base = base.0;
+    slice.map_err(|source| MemoryError::Piece { base, size, source })
 }
 
 /// Gives the host back what holds the whole pages within `len` bytes at `base`; the guest
@@ -231,14 +244,13 @@ impl Hotplug {
         size: u64,
         align: u64,
     ) -> Result<Self, MemoryError> {
-        let refused = MemoryError::Reserve { size };
+        let refused = |source| MemoryError::Reserve { size, source };
         let after = ram.last_addr().0.max(layout::MMIO_HOLE_END - 1) + 1;
         let base = after.next_multiple_of(align);
-        let region = usize::try_from(size)
-            .ok()
-            .and_then(|size| GuestRegionMmap::from_range(GuestAddress(base), size, None).ok())
-            .and_then(|region| ram.regions.insert_region(Arc::new(region)).ok());
-        let regions = region.ok_or(refused)?;
+        let region = GuestRegionMmap::from_range(GuestAddress(base), size as usize, None);
+        let region = Arc::new(region.map_err(refused)?);
+        let regions = ram.regions.insert_region(region);
+        let regions = regions.map_err(|error| refused(error.into()))?;
         Ok(Self {
             vm,
             slots: ram.num_regions() as u32,
@@ -317,6 +329,18 @@ mod tests {
         assert!(memory.write_obj(1u8, GuestAddress(0xd000_0000)).is_err());
         assert!(memory.write_obj(1u8, GuestAddress(1 << 32)).is_ok());
     }
+
+    #[test]
+    fn room_that_the_host_refuses_is_an_error_that_says_why() {
+        let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+            return println!("skipped: no KVM");
+        };
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        let refused = Hotplug::reserve(vm, &allocate(64).unwrap(), 1 << 60, 128 << 20);
+        let error = crate::log::chain(&refused.err().unwrap());
+        assert!(error.contains("Cannot allocate memory"), "{error}");
+    }
+
     #[test]
     fn discarded_pages_are_zero_and_nothing_beyond_ram_is_touched() {
         use vm_memory::Bytes;

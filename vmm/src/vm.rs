@@ -29,7 +29,7 @@ use crate::exit::Exit;
 use crate::exit_latch::ExitLatch;
 use crate::growth::Growth;
 use crate::irq::{self, IrqError};
-use crate::log::timeline;
+use crate::log::{chain, timeline};
 use crate::memory::{self, GuestMemory, Hotplug, MemoryError};
 use crate::opener::Resources;
 use crate::slots::{NicSlots, SlotError, VirtioBus};
@@ -291,7 +291,7 @@ fn reserve(config: &VmConfig, vm: &Arc<VmFd>, ram: &GuestMemory) -> Option<Hotpl
         return None;
     }
     Hotplug::reserve(vm.clone(), ram, size, SECTION_SIZE)
-        .inspect_err(|error| log::warn!("this VM cannot grow: {error}"))
+        .inspect_err(|error| log::warn!("this VM's memory cannot grow: {}", chain(error)))
         .ok()
 }
 
