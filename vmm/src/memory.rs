@@ -66,8 +66,8 @@ impl vm_memory::GuestMemory for Ram {
     }
 }
 
-/// Below this size transparent huge pages are refused, in MiB: one 2 MiB fault in each
-/// of the kernel's scattered working areas would by itself fill a small machine.
+/// Below this size of a machine transparent huge pages are refused, in MiB: one 2 MiB fault
+/// in each of the kernel's scattered working areas would by itself fill a small one.
 const HUGE_PAGES_FROM_MIB: u32 = 512;
 
 /// Why guest RAM could not be set up.
@@ -232,6 +232,8 @@ pub struct Hotplug {
     memory: GuestMemory,
     base: u64,
     size: u64,
+    /// Bytes of RAM besides.
+    boot: u64,
     opened: u64,
     slots: u32,
 }
@@ -260,6 +262,7 @@ impl Hotplug {
             }),
             base,
             size,
+            boot: ram.iter().map(GuestMemoryRegion::len).sum(),
             opened: 0,
         })
     }
@@ -288,7 +291,7 @@ impl Hotplug {
         };
         let start = GuestAddress(self.base + self.opened);
         let part = slice(&self.memory, start, more)?;
-        if bytes < u64::from(HUGE_PAGES_FROM_MIB) << 20 {
+        if self.boot + bytes < u64::from(HUGE_PAGES_FROM_MIB) << 20 {
             advise(&part, libc::MADV_NOHUGEPAGE);
         }
         set_slot(&self.vm, self.slots, start, &part)?;
