@@ -196,7 +196,14 @@ impl Service {
         };
         if let Err(error) = done {
             log::error!("net: the event loop does not watch the tap: {error}");
+            self.fail();
         }
+    }
+
+    /// The driver hears of it, and has to reset the device.
+    fn fail(&mut self) {
+        self.rx.fail();
+        self.tx.fail();
     }
 }
 
@@ -211,6 +218,7 @@ impl MutEventSubscriber for Service {
         for events in all {
             if let Err(error) = ops.add(events) {
                 log::error!("net: the event loop does not take the device: {error}");
+                self.fail();
             }
         }
     }

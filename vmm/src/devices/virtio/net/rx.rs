@@ -75,6 +75,11 @@ impl Receiver {
         &self.queue
     }
 
+    /// Takes nothing more from the queue; the driver has to reset the device.
+    pub fn fail(&mut self) {
+        self.queue.fail();
+    }
+
     /// How many frames were dropped because they were too long.
     pub fn oversized(&self) -> u64 {
         self.oversized

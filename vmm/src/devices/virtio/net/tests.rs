@@ -22,7 +22,7 @@ use crate::config::MacAddress;
 use crate::devices::virtio::{Activation, VirtioDevice};
 use crate::event_loop::EventLoop;
 use crate::memory::GuestMemory;
-use crate::testing::{Buffer, GuestQueue, ram};
+use crate::testing::{Buffer, GuestQueue, activated, ram};
 
 const TCP: u32 = TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6 | TUN_F_TSO_ECN;
 const UDP: u32 = TUN_F_USO4 | TUN_F_USO6;
@@ -615,6 +615,25 @@ fn a_link_that_goes_away_does_not_keep_the_loop_busy() {
         machine.kick();
         machine.reset();
     }
+}
+
+#[test]
+fn a_device_the_event_loop_does_not_take_asks_for_a_reset() {
+    let mem = ram();
+    let [rx, tx] = [0x10_0000, 0x20_0000].map(|base| GuestQueue::new(&mem, base, 256));
+    let mut event_loop = EventLoop::new().unwrap();
+    // Not among the files that epoll_ctl(2) takes.
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let link = Socket {
+        fd: null.into(),
+        known: 0,
+        offload: AtomicU32::new(0),
+        errno: AtomicI32::new(0),
+    };
+    let net = Net::new(Arc::new(link), MAC, 1500, event_loop.handle());
+    let _net = activated(net, &mem, vec![rx.pump(), tx.pump()], &mut event_loop);
+    assert!(rx.interrupt().needs_reset());
+    assert!(tx.interrupt().needs_reset());
 }
 
 #[test]

@@ -40,6 +40,11 @@ impl Transmitter {
         &self.queue
     }
 
+    /// Takes nothing more from the queue; the driver has to reset the device.
+    pub fn fail(&mut self) {
+        self.queue.fail();
+    }
+
     /// How many chains were given back without anything having been sent.
     pub fn dropped(&self) -> u64 {
         self.dropped

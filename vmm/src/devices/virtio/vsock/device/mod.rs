@@ -203,6 +203,8 @@ impl MutEventSubscriber for Service {
         let events = Events::new_raw(self.muxer.epoll_fd(), LoopEvents::IN);
         if let Err(error) = ops.add(events) {
             log::error!("vsock: the event loop does not take the device: {error}");
+            self.rx.fail();
+            self.tx.fail();
         }
     }
 
