@@ -8,8 +8,11 @@
 //! the regions; no Rust reference to guest memory is ever formed.
 //!
 //! Above the RAM there may be room for memory that is plugged later ([`Hotplug`]). It is
-//! mapped from the start, which costs address space only, and neither the guest nor a
-//! device on its behalf gets at more of it than has been opened.
+//! mapped from the start, which costs address space only. The guest gets at no more of it than
+//! has been opened, and no access of a device's begins beyond that. Where one ends is checked
+//! where it matters, by `check_range`: `vm-memory` itself looks a region up by its first byte.
+//! What a driver can still have run over the end, by rewriting a buffer that has been checked,
+//! is one answer of a device's (1 MiB of a file at most), to memory of the VMM's own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +34,7 @@ pub type GuestMemory = Arc<Ram>;
 /// Size of a page, the guest's and the host's, in bytes.
 const PAGE_SIZE: u64 = 4096;
 
-/// All regions, up to an end that moves when memory is plugged.
+/// All regions, up to an end that moves when memory is plugged, and never back.
 #[derive(Debug)]
 pub struct Ram {
     regions: GuestMemoryMmap,
@@ -303,6 +306,18 @@ impl Hotplug {
 }
 
 #[cfg(test)]
+impl Ram {
+    /// 1 MiB of RAM, and room for 4 MiB from 4 GiB on, of which `opened` bytes are open.
+    pub(crate) fn with_room(opened: u64) -> Self {
+        let regions = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 4 << 20)];
+        Self {
+            regions: GuestMemoryMmap::from_ranges(&regions).unwrap(),
+            end: AtomicU64::new((1 << 32) + opened),
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -363,11 +378,7 @@ mod tests {
     #[test]
     fn only_what_is_opened_of_the_room_above_ram_can_be_reached() {
         use vm_memory::Bytes;
-        let regions = [(GuestAddress(0), 1 << 20), (GuestAddress(1 << 32), 4 << 20)];
-        let ram = Ram {
-            regions: GuestMemoryMmap::from_ranges(&regions).unwrap(),
-            end: AtomicU64::new((1 << 32) + (2 << 20)),
-        };
+        let ram = Ram::with_room(2 << 20);
         let high = |offset: u64| GuestAddress((1 << 32) + offset);
         assert!(ram.check_range(high(0), 2 << 20));
         assert!(!ram.check_range(high(0), (2 << 20) + 1));

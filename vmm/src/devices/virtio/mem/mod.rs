@@ -12,8 +12,8 @@
 //!
 //! The region is as long as the guest may ever need, but opened to guest and devices only
 //! from its start to `usable_region_size`, which follows the largest size ever requested.
-//! Beyond it there is nothing to touch, and before it nothing that was not meant for the
-//! guest once: blocks within it that are unplugged are discarded, not withdrawn. A guest that
+//! Beyond it the guest has nothing to touch (what of a device's may run over the end,
+//! [`crate::memory`] says), and before it nothing that was not meant for it once: blocks within it that are unplugged are discarded, not withdrawn. A guest that
 //! touches them all the same, which UNPLUGGED_INACCESSIBLE forbids it, reads zeroes and takes
 //! host memory again, never more than the largest size it was once given, and as any of
 //! its memory it is counted and limited by the cgroup the VMM is in.

@@ -64,6 +64,10 @@ impl Buffers {
     /// Appends the buffers to `parts`; `None` if one is not in RAM.
     pub fn locate<'a>(&self, mem: &'a Ram, parts: &mut Vec<VolatileSlice<'a>>) -> Option<()> {
         for piece in &self.pieces {
+            // A buffer of no bytes may be anywhere.
+            if piece.len > 0 && !mem.check_range(piece.address, piece.len) {
+                return None;
+            }
             for part in mem.get_slices(piece.address, piece.len) {
                 parts.push(part.ok()?);
             }
@@ -83,5 +87,30 @@ pub fn write_at(parts: &[VolatileSlice], mut offset: usize, mut bytes: &[u8]) {
         let (now, later) = bytes.split_at(bytes.len().min(part.len()));
         part.copy_from(now);
         bytes = later;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_runs_over_the_end_of_ram_is_not_found() {
+        let mem = Ram::with_room(2 << 20);
+        let found = |address, len| {
+            let address = GuestAddress(address);
+            let buffers = Buffers {
+                head: 0,
+                len,
+                pieces: vec![Piece { address, len }],
+            };
+            let mut parts = Vec::new();
+            buffers.locate(&mem, &mut parts).map(|()| parts.len())
+        };
+        let end = (1 << 32) + (2 << 20);
+        assert_eq!(found(end - 4096, 4096), Some(1));
+        assert_eq!(found(end - 4096, 4097), None);
+        assert_eq!(found(end, 1), None);
+        assert_eq!(found(u64::MAX, 0), Some(0), "nothing, anywhere");
     }
 }

@@ -19,7 +19,9 @@
 //! bounded. Anything else marks the queue broken: it yields nothing more, and the driver
 //! is told by DEVICE_NEEDS_RESET. The driver can still rewrite descriptors after the
 //! walk, so a device must not size an allocation by what it reads from a chain without a
-//! limit of its own; out-of-range accesses fail in the memory layer in any case.
+//! limit of its own. The memory layer refuses what is not mapped in any case, and what begins
+//! beyond the RAM that has been opened; that it ends there is checked here, and again by
+//! devices that use a buffer for more than a few bytes ([`crate::memory`]).
 
 use std::num::Wrapping;
 use std::sync::Arc;

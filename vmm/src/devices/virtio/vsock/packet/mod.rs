@@ -190,7 +190,8 @@ fn collect<'m>(mem: &'m Ram, descriptors: impl Iterator<Item = Descriptor>) -> O
     for descriptor in descriptors {
         let len = room.min(descriptor.len() as usize);
         if len > 0 {
-            slices.push(mem.get_slice(descriptor.addr(), len).ok()?);
+            let slice = mem.get_slice(descriptor.addr(), len).ok()?;
+            slices.push(mem.check_range(descriptor.addr(), len).then_some(slice)?);
         }
         room -= len;
         if room == 0 {

@@ -124,3 +124,17 @@ impl<'m> RxBuffer<'m> {
         Self::from_slices(vec![VolatileSlice::from(bytes)]).unwrap()
     }
 }
+
+#[test]
+fn memory_that_runs_over_the_end_of_ram_is_none() {
+    let mem = Ram::with_room(2 << 20);
+    let collected = |address, len| {
+        let descriptor = Descriptor::new(address, len, 0, 0);
+        collect(&mem, std::iter::once(descriptor)).map(|slices| slices.len())
+    };
+    let end = (1 << 32) + (2 << 20);
+    assert_eq!(collected(end - 4096, 4096), Some(1));
+    assert_eq!(collected(end - 4096, 4097), None);
+    assert_eq!(collected(end, 1), None);
+    assert_eq!(collected(u64::MAX, 0), Some(0), "nothing, anywhere");
+}
