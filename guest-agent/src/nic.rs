@@ -12,7 +12,7 @@ use agent_protocol::agent::Link;
 use nix::errno::Errno;
 
 use crate::error::Error;
-use crate::network;
+use crate::{console, network};
 
 /// Where the kernel shows its platform devices, and the driver of the slots.
 const PLATFORM: &str = "/sys/bus/platform";
@@ -25,8 +25,10 @@ pub fn plug(number: u32) -> Result<Link, Error> {
     slot.unbind()?;
     slot.bind()?;
     let link = slot.link();
-    if link.is_err() {
-        slot.unbind()?;
+    if link.is_err()
+        && let Err(error) = slot.unbind()
+    {
+        console::warn(format_args!("after a device without a link: {error}"));
     }
     link
 }
