@@ -1,8 +1,8 @@
 //! The one event loop of the process, run by the main thread.
 //!
 //! Everything that waits without blocking lives here: the console's input, hang-up of the
-//! control socket, the end of the machine, and the queues of devices that never block
-//! (vsock, rng). Devices that do blocking I/O have threads of their own.
+//! control socket, the end of the machine, and the queues of devices that never block (all
+//! but fs). A device that does blocking I/O has a thread of its own.
 //!
 //! Devices are switched on and off by vCPU threads (a write to their status register).
 //! They reach the loop through a [`LoopHandle`], whose calls wait until the loop has
