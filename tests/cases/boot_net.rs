@@ -268,11 +268,11 @@ fn a_wrong_mtu_address_or_tap_is_refused_by_name() {
     for (device, words) in [
         (
             json!({ "tap": "husk0", "mac": "02:00:00:00:00:02", "mtu": 67 }),
-            ["`net.mtu` is 67", "68 to 65535"],
+            ["`net[0].mtu` is 67", "68 to 65535"],
         ),
         (
             json!({ "tap": "husk0", "mac": "03:00:00:00:00:02", "mtu": 1500 }),
-            ["`net.mac`", "03:00:00:00:00:02"],
+            ["`net[0].mac`", "03:00:00:00:00:02"],
         ),
         (
             json!({ "tap": 99, "mac": "02:00:00:00:00:02", "mtu": 65535 }),
