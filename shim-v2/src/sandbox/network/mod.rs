@@ -32,10 +32,10 @@ pub mod redirect;
 pub mod scan;
 pub mod tap;
 
-use std::fs::{self, File};
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -298,7 +298,8 @@ impl Netns {
         let Some(name) = &self.name else {
             return Ok(());
         };
-        let inode = fs::metadata(name).map_err(NetworkError::Record)?.ino();
+        // Not the path's, which may name another one by now, or none.
+        let inode = self.namespace.inode().map_err(NetworkError::Record)?;
         let recorded = self.file.record(|state| {
             let redirects = state.redirects.get_or_insert_with(|| Redirects {
                 netns: name.clone(),
@@ -348,11 +349,20 @@ impl Redirects {
     /// # Errors
     /// The first that stayed; the others were tried.
     pub fn remove(&self) -> Result<(), NetworkError> {
-        match fs::metadata(&self.netns) {
-            Ok(netns) if netns.ino() == self.inode => {}
-            _ => return Ok(()),
+        let namespace = match Namespace::open(&self.netns) {
+            Err(NetworkError::Enter { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(());
+            }
+            opened => opened?,
+        };
+        let inode = namespace.inode().map_err(|source| NetworkError::Enter {
+            path: self.netns.clone(),
+            source,
+        })?;
+        if inode != self.inode {
+            return Ok(());
         }
-        Namespace::open(&self.netns)?.within(|netlink| {
+        namespace.within(|netlink| {
             let mut result = Ok(());
             for redirect in self.links.iter().rev() {
                 let removed = redirect.remove(netlink);
@@ -376,10 +386,19 @@ struct Namespace {
 impl Namespace {
     fn open(path: &Path) -> Result<Self, NetworkError> {
         let path = path.to_owned();
-        match File::open(&path) {
+        // O_NONBLOCK: should the path name a fifo, this must not hang.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(&path);
+        match opened {
             Ok(file) => Ok(Self { path, file }),
             Err(source) => Err(NetworkError::Enter { path, source }),
         }
+    }
+
+    fn inode(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.ino())
     }
 
     /// Does `work` in it, on a thread that never leaves it.

@@ -445,9 +445,20 @@ fn a_namespace_that_is_gone_has_nothing_to_be_removed() {
         links: Vec::new(),
     };
     redirects.remove().unwrap();
-    let other = Redirects {
-        netns: "/proc/self/ns/net".into(),
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for netns in ["/proc/self/ns/net".into(), fifo] {
+        let other = Redirects {
+            netns,
+            ..redirects.clone()
+        };
+        other.remove().unwrap();
+    }
+    // Nobody knows whether it is gone.
+    let unknown = Redirects {
+        netns: "/proc/self/exe/net".into(),
         ..redirects
     };
-    other.remove().unwrap();
+    unknown.remove().unwrap_err();
 }
