@@ -18,7 +18,9 @@ use super::network::Nic;
 #[derive(Debug, Error)]
 pub enum NicError {
     /// All slots are taken.
-    #[error("the virtual machine has {MAX_NICS} network devices already, and room for no more")]
+    #[error(
+        "the virtual machine has {MAX_NICS} network devices already, and room for no more: take some links out of the pod's network namespace"
+    )]
     Full,
     /// The VMM.
     #[error("network device in slot {slot}")]

@@ -88,7 +88,7 @@ pub enum NetworkError {
     },
     /// More links than a guest may have devices.
     #[error(
-        "the pod's network namespace has {found} links to carry, a virtual machine has at most {MAX_NICS} network devices: take some down or out of the namespace"
+        "the pod's network namespace has {found} links to carry, a virtual machine has at most {MAX_NICS} network devices: take some out of the namespace"
     )]
     TooMany {
         /// How many there are.

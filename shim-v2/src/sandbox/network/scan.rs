@@ -110,7 +110,7 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
 }
 
 /// The links that carry the pod's traffic, oldest first, and those that should and cannot. One
-/// that is down carries nothing.
+/// that is down is carried, too, for the time when it is up; that it cannot be is no problem.
 fn carried(links: impl Iterator<Item = LinkMessage>) -> (Vec<Link>, Vec<NetworkError>) {
     let links: Vec<LinkMessage> = links.collect();
     let carries_its_ports = |index| {
