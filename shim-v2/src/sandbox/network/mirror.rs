@@ -19,7 +19,8 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags, RouteProtocol,
+    RouteAddress, RouteAttribute, RouteCacheInfo, RouteFlags, RouteMessage, RouteNextHopFlags,
+    RouteProtocol,
 };
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
@@ -37,6 +38,8 @@ const ADDRESS_FLAGS: AddressFlags = AddressFlags::Homeaddress
     .union(AddressFlags::Managetempaddr)
     .union(AddressFlags::Mcautojoin);
 
+/// A second of the kernel's times, on every architecture of ours (`USER_HZ`).
+const CLOCK_TICKS: i32 = 100;
 /// Smallest MTU with which a link has IPv6 (RFC 8200, 5).
 const IPV6_MIN_MTU: u32 = 1280;
 
@@ -271,10 +274,14 @@ impl Mirror<'_> {
             });
         }
         let what = format!("route {}", describe(route));
-        let add = RouteNetlinkMessage::NewRoute(wanted.clone());
-        let flags = NLM_F_CREATE | NLM_F_APPEND;
-        let remove = RouteNetlinkMessage::DelRoute(wanted);
+        let remove = RouteNetlinkMessage::DelRoute(wanted.clone());
         let ages = route.header.protocol == RouteProtocol::Ra;
+        if ages {
+            let end = route.attributes.iter().find_map(expires);
+            wanted.attributes.extend(end);
+        }
+        let add = RouteNetlinkMessage::NewRoute(wanted);
+        let flags = NLM_F_CREATE | NLM_F_APPEND;
         Some(Item::new(what, Kind::Route, (flags, add), remove).aging(ages))
     }
 
@@ -313,6 +320,16 @@ fn has_gateway(route: &RouteMessage) -> bool {
         }
         other => is_gateway(other),
     })
+}
+
+/// The end of a route's life as it is told to a kernel, from how a kernel tells it: in seconds
+/// there, in hundredths here, negative if it is over and 0 if it never comes.
+fn expires(attribute: &RouteAttribute) -> Option<RouteAttribute> {
+    let RouteAttribute::CacheInfo(RouteCacheInfo { expires, .. }) = attribute else {
+        return None;
+    };
+    let seconds = expires.cast_signed() / CLOCK_TICKS;
+    (*expires != 0).then(|| RouteAttribute::Expires(seconds.max(1).cast_unsigned()))
 }
 
 /// As an operator would write it.
