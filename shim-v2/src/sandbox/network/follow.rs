@@ -324,7 +324,10 @@ impl Task {
         let plugged = match self.nics.plug(nic).await {
             Ok(plugged) => plugged,
             Err(error) => {
-                self.blocking(move |netns| netns.detach(redirect)).await?;
+                let detached = self.blocking(move |netns| netns.detach(redirect)).await;
+                if let Err(error) = detached {
+                    log::warn!("network: {}", chain(&error));
+                }
                 return Err(error.into());
             }
         };

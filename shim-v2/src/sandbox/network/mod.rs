@@ -50,6 +50,7 @@ use self::netlink::{Netlink, NetlinkError};
 use self::redirect::Redirect;
 use self::scan::{Link, Scan};
 use super::state_file::StateFile;
+use crate::error::chain;
 
 /// Why the guest does not have the pod's network.
 #[derive(Debug, Error)]
@@ -268,7 +269,10 @@ impl Netns {
         let redirect = redirect::plan(netlink, link.index).map_err(failed)?;
         self.record(redirect)?;
         if let Err(source) = join(netlink, link, tap.index, redirect) {
-            self.detach_with(netlink, redirect)?;
+            // Nothing of ours is there.
+            if let Err(error) = self.forget(redirect) {
+                log::warn!("link {}: {}", link.name, chain(&error));
+            }
             return Err(failed(source));
         }
         let nic = Nic {
@@ -286,6 +290,10 @@ impl Netns {
             link: format!("number {}", redirect.link),
             source,
         })?;
+        self.forget(redirect)
+    }
+
+    fn forget(&self, redirect: Redirect) -> Result<(), NetworkError> {
         let struck = self.file.record(|state| {
             if let Some(redirects) = &mut state.redirects {
                 redirects.links.retain(|recorded| *recorded != redirect);
@@ -312,7 +320,7 @@ impl Netns {
     }
 }
 
-/// Redirects between a link and its tap.
+/// Redirects between a link and its tap. After an error the link is as it was.
 fn join(
     netlink: &mut Netlink,
     link: &Link,
@@ -324,11 +332,14 @@ fn join(
         own_qdisc: true,
     };
     back.add(netlink, link.index)?;
-    redirect.add(netlink, tap)?;
-    if link.tx_queue_len == Some(0) {
-        redirect::without_queue(netlink, link.index)?;
+    let joined = redirect.add(netlink, tap);
+    if link.tx_queue_len == Some(0)
+        && let Err(error) = redirect::without_queue(netlink, link.index)
+    {
+        let (name, error) = (&link.name, chain(&error));
+        log::warn!("link {name} has a transmit queue, which it had not: {error}");
     }
-    Ok(())
+    joined
 }
 
 /// What was added to links of a namespace, for clean-up.

@@ -14,6 +14,7 @@ use netlink_packet_route::tc::{
 use serde::{Deserialize, Serialize};
 
 use super::netlink::{Netlink, NetlinkError};
+use crate::error::chain;
 
 /// The queueing discipline that only holds filters, for both directions.
 const CLSACT: &str = "clsact";
@@ -59,13 +60,26 @@ fn holds_filters(qdisc: &TcMessage) -> bool {
 }
 
 impl Redirect {
-    /// Sends what arrives at the link out by `target`.
+    /// Sends what arrives at the link out by `target`. After an error nothing of ours is there;
+    /// what somebody else has there may be the reason.
     pub fn add(self, netlink: &mut Netlink, target: u32) -> Result<(), NetlinkError> {
-        let flags = NLM_F_CREATE | NLM_F_EXCL;
         if self.own_qdisc {
             let qdisc = RouteNetlinkMessage::NewQueueDiscipline(qdisc(self.link));
-            netlink.change(flags, qdisc)?;
+            netlink.change(NLM_F_CREATE | NLM_F_EXCL, qdisc)?;
         }
+        let added = self.add_filter(netlink, target);
+        if added.is_err()
+            && self.own_qdisc
+            && let Err(error) = self.remove(netlink)
+        {
+            let error = chain(&error);
+            log::warn!("link number {} keeps a clsact: {error}", self.link);
+        }
+        added
+    }
+
+    fn add_filter(self, netlink: &mut Netlink, target: u32) -> Result<(), NetlinkError> {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
         let filter = |options| filter(self.link, Some(options));
         let matchall = filter(matchall(target));
         match netlink.change(flags, RouteNetlinkMessage::NewTrafficFilter(matchall)) {

@@ -320,6 +320,11 @@ fn what_somebody_else_has_on_a_link_stays() {
         theirs.add(netlink, scan.links[1].index).unwrap();
         let ours = redirect::plan(netlink, index).unwrap();
         assert!(theirs.own_qdisc && !ours.own_qdisc);
+        // They were quicker with the discipline, or have a filter of our preference.
+        for redirect in [theirs, ours] {
+            let refused = redirect.add(netlink, scan.links[1].index).unwrap_err();
+            assert_eq!(refused.errno(), Some(libc::EEXIST));
+        }
         ours.remove(netlink).unwrap();
         ours.remove(netlink).unwrap();
         // The filter had our preference; the discipline is still there for a new one.
