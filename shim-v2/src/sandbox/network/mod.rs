@@ -200,7 +200,8 @@ pub fn connect(
         if found > MAX_NICS as usize {
             return Err(NetworkError::TooMany { found });
         }
-        let attach = |link| netns.attach_with(netlink, link);
+        let filtered = filtered(netlink)?;
+        let attach = |link| netns.attach_with(netlink, link, &filtered);
         let connected: Result<Vec<_>, _> = scan.links.iter().map(attach).collect();
         Ok((events, scan, connected?, take_over_loopback()))
     })?;
@@ -231,10 +232,7 @@ impl Netns {
     pub fn look(&self) -> Result<(Scan, Vec<u32>), NetworkError> {
         self.namespace.within(|netlink| {
             let scan = scan::scan(netlink)?;
-            let what = "queueing disciplines";
-            let filtered = redirect::filtered(netlink);
-            let filtered = filtered.map_err(|source| NetworkError::List { what, source })?;
-            Ok((scan, filtered))
+            Ok((scan, filtered(netlink)?))
         })
     }
 
@@ -243,8 +241,10 @@ impl Netns {
     /// # Errors
     /// See [`NetworkError`]; nothing is left then.
     pub fn attach(&self, link: &Link) -> Result<(Nic, Redirect), NetworkError> {
-        self.namespace
-            .within(|netlink| self.attach_with(netlink, link))
+        self.namespace.within(|netlink| {
+            let filtered = filtered(netlink)?;
+            self.attach_with(netlink, link, &filtered)
+        })
     }
 
     /// Takes away what [`Netns::attach`] added to a link, if it is there.
@@ -260,20 +260,18 @@ impl Netns {
         &self,
         netlink: &mut Netlink,
         link: &Link,
+        filtered: &[u32],
     ) -> Result<(Nic, Redirect), NetworkError> {
-        let failed = |source| NetworkError::Redirect {
-            link: link.name.clone(),
-            source,
-        };
         let tap = tap::make(netlink, link)?;
-        let redirect = redirect::plan(netlink, link.index).map_err(failed)?;
+        let redirect = redirect::plan(filtered, link.index);
         self.record(redirect)?;
         if let Err(source) = join(netlink, link, tap.index, redirect) {
             // Nothing of ours is there.
             if let Err(error) = self.forget(redirect) {
                 log::warn!("link {}: {}", link.name, chain(&error));
             }
-            return Err(failed(source));
+            let link = link.name.clone();
+            return Err(NetworkError::Redirect { link, source });
         }
         let nic = Nic {
             tap: tap.fd,
@@ -318,6 +316,11 @@ impl Netns {
         });
         recorded.map_err(NetworkError::Record)
     }
+}
+
+fn filtered(netlink: &mut Netlink) -> Result<Vec<u32>, NetworkError> {
+    let what = "queueing disciplines";
+    redirect::filtered(netlink).map_err(|source| NetworkError::List { what, source })
 }
 
 /// Redirects between a link and its tap. After an error the link is as it was.

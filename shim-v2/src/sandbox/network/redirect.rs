@@ -48,10 +48,10 @@ pub fn filtered(netlink: &mut Netlink) -> Result<Vec<u32>, NetlinkError> {
     Ok(links.collect())
 }
 
-/// Looks what redirecting from `link` will add to it.
-pub fn plan(netlink: &mut Netlink, link: u32) -> Result<Redirect, NetlinkError> {
-    let own_qdisc = !filtered(netlink)?.contains(&link);
-    Ok(Redirect { link, own_qdisc })
+/// What redirecting from `link` will add to it, where those that are [`filtered`] are known.
+pub fn plan(filtered: &[u32], link: u32) -> Redirect {
+    let own_qdisc = !filtered.contains(&link);
+    Redirect { link, own_qdisc }
 }
 
 fn holds_filters(qdisc: &TcMessage) -> bool {

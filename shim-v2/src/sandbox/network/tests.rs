@@ -316,9 +316,9 @@ fn what_somebody_else_has_on_a_link_stays() {
     let scan = within(&namespace.path, scan::scan).unwrap();
     let index = scan.links[0].index;
     let add = |netlink: &mut Netlink| {
-        let theirs = redirect::plan(netlink, index).unwrap();
+        let theirs = redirect::plan(&filtered(netlink).unwrap(), index);
         theirs.add(netlink, scan.links[1].index).unwrap();
-        let ours = redirect::plan(netlink, index).unwrap();
+        let ours = redirect::plan(&filtered(netlink).unwrap(), index);
         assert!(theirs.own_qdisc && !ours.own_qdisc);
         // They were quicker with the discipline, or have a filter of our preference.
         for redirect in [theirs, ours] {
