@@ -97,7 +97,8 @@ pub enum NetworkError {
     },
     /// The VMM's end of a link.
     #[error(
-        "the tap {name} for link {link} cannot be made in the pod's network namespace: is the tun module loaded?"
+        "the tap {name} for link {link} cannot be made in the pod's network namespace: {}",
+        tap::advice(source)
     )]
     Tap {
         /// Its name.

@@ -58,6 +58,16 @@ pub fn make(netlink: &mut Netlink, link: &Link) -> Result<Tap, NetworkError> {
     Ok(Tap { index, fd })
 }
 
+/// What to do when one cannot be made.
+pub fn advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => {
+            "a virtual machine carries the link already: one pod per network namespace"
+        }
+        _ => "is the tun module loaded?",
+    }
+}
+
 fn open(name: &str) -> io::Result<(OwnedFd, u32)> {
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true);

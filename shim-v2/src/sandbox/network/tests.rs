@@ -228,7 +228,11 @@ fn links_are_connected_and_let_go_later() {
     let (nic, redirect) = netns.attach(link).unwrap();
     assert_eq!((nic.mac, redirect.link), (link.mac, link.index));
     // A second tap for it cannot be, and leaves nothing.
-    assert!(netns.attach(link).is_err());
+    let refused = netns.attach(link).unwrap_err().to_string();
+    assert!(
+        refused.ends_with("one pod per network namespace"),
+        "{refused}"
+    );
     // The tap is none of the pod's links.
     let (again, filtered) = netns.look().unwrap();
     assert_eq!(again.links, scan.links);
