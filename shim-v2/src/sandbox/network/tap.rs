@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 
 use super::NetworkError;
 use super::netlink::Netlink;
@@ -52,7 +52,6 @@ pub fn make(netlink: &mut Netlink, link: &Link) -> Result<Tap, NetworkError> {
     // It has no address to be asked for.
     message.header.flags = LinkFlags::Up | LinkFlags::Noarp;
     message.header.change_mask = message.header.flags;
-    message.attributes = vec![LinkAttribute::Mtu(link.mtu)];
     let up = netlink.change(0, RouteNetlinkMessage::SetLink(message));
     up.map_err(|error| failed(io::Error::other(error)))?;
     Ok(Tap { index, fd })

@@ -74,7 +74,9 @@ impl Namespace {
             let mut link = LinkMessage::default();
             link.header.flags = flags;
             link.header.change_mask = flags;
-            link.attributes = vec![LinkAttribute::IfName(name.to_owned())];
+            // Wider than a tap can be.
+            let mtu = LinkAttribute::Mtu(u16::MAX.into());
+            link.attributes = vec![LinkAttribute::IfName(name.to_owned()), mtu];
             link
         };
         let mut veth = named("eth0", LinkFlags::Up);
