@@ -283,7 +283,10 @@ impl Task {
         let left_out = self.left_out.iter();
         let left_out = left_out.map(|(_, complaint)| complaint.clone());
         complaints.failed.extend(left_out);
-        complaints.failed.extend(self.give(&scan, None).await?);
+        match self.give(&scan, None).await {
+            Ok(refused) => complaints.failed.extend(refused),
+            Err(error) => complaints.failed.push(chain(&error)),
+        }
         Ok(complaints)
     }
 
