@@ -15,9 +15,10 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// Groups of rtnetlink(7) that tell of links, neighbours, addresses, routes and rules.
+/// Groups of rtnetlink(7) that tell of links, neighbours, redirects, addresses, routes and rules.
 const GROUPS: i32 = libc::RTMGRP_LINK
     | libc::RTMGRP_NEIGH
+    | libc::RTMGRP_TC
     | libc::RTMGRP_IPV4_IFADDR
     | libc::RTMGRP_IPV4_ROUTE
     | libc::RTMGRP_IPV6_IFADDR

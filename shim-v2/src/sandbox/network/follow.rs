@@ -250,16 +250,14 @@ impl Task {
     }
 
     async fn look(&mut self) -> Result<Complaints, FollowError> {
-        let (scan, filtered) = self.blocking(Netns::look).await?;
+        let (scan, redirected) = self.blocking(Netns::look).await?;
         let mut complaints = Complaints {
             unfit: scan.problems.iter().map(|problem| chain(problem)).collect(),
             failed: Vec::new(),
         };
-        let is_there = |index| scan.links.iter().any(|link| link.index == index);
         let carried = std::mem::take(&mut self.carried);
-        let (kept, lost) = carried.into_iter().partition(|link: &Carried| {
-            is_there(link.pair.host) && filtered.contains(&link.pair.host)
-        });
+        let is_kept = |link: &Carried| redirected.contains(&link.pair.host);
+        let (kept, lost) = carried.into_iter().partition(is_kept);
         self.carried = kept;
         if !lost.is_empty() {
             self.left_out.clear();
@@ -347,7 +345,10 @@ impl Task {
     }
 
     async fn unplug(&self, link: Carried) -> Result<(), FollowError> {
-        log::info!("network: link number {} went", link.pair.host);
+        log::info!(
+            "network: link number {} or its redirect went",
+            link.pair.host
+        );
         let unplugged = self.nics.unplug(link.slot).await;
         let redirect = link.redirect;
         self.blocking(move |netns| netns.detach(redirect)).await?;

@@ -225,15 +225,22 @@ fn take_over_loopback() -> Option<Loopback> {
 }
 
 impl Netns {
-    /// Reads it once more. Returns also the links that have a queueing discipline for filters:
-    /// one that had ours and left the namespace has lost it, though it may have come back.
+    /// Reads it once more. Returns also the links that have our redirect.
     ///
     /// # Errors
     /// See [`NetworkError`].
     pub fn look(&self) -> Result<(Scan, Vec<u32>), NetworkError> {
         self.namespace.within(|netlink| {
             let scan = scan::scan(netlink)?;
-            Ok((scan, filtered(netlink)?))
+            let mut redirected = Vec::new();
+            for link in &scan.links {
+                let what = "filters";
+                let is_on = redirect::is_on(netlink, link.index);
+                if is_on.map_err(|source| NetworkError::List { what, source })? {
+                    redirected.push(link.index);
+                }
+            }
+            Ok((scan, redirected))
         })
     }
 

@@ -54,6 +54,13 @@ pub fn plan(filtered: &[u32], link: u32) -> Redirect {
     Redirect { link, own_qdisc }
 }
 
+/// Whether a filter of ours is on `link`. Somebody may have removed it, and it is gone from a link
+/// that left the namespace, though it may have come back.
+pub fn is_on(netlink: &mut Netlink, link: u32) -> Result<bool, NetlinkError> {
+    let ours = RouteNetlinkMessage::GetTrafficFilter(filter(link, None));
+    Ok(!netlink.list(&ours)?.is_empty())
+}
+
 fn holds_filters(qdisc: &TcMessage) -> bool {
     let is_it = |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == CLSACT || kind == INGRESS);
     qdisc.attributes.iter().any(is_it)
@@ -70,7 +77,7 @@ impl Redirect {
         let added = self.add_filter(netlink, target);
         if added.is_err()
             && self.own_qdisc
-            && let Err(error) = self.remove(netlink)
+            && let Err(error) = self.take_away(netlink)
         {
             let error = chain(&error);
             log::warn!("link number {} keeps a clsact: {error}", self.link);
@@ -92,8 +99,16 @@ impl Redirect {
         }
     }
 
-    /// Takes away what [`Redirect::add`] added, if it is there.
+    /// Takes away what [`Redirect::add`] added, if it is there. Without our filter it is not, and a
+    /// queueing discipline is somebody else's by now.
     pub fn remove(self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
+        match is_on(netlink, self.link)? {
+            true => self.take_away(netlink),
+            false => Ok(()),
+        }
+    }
+
+    fn take_away(self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
         let request = if self.own_qdisc {
             RouteNetlinkMessage::DelQueueDiscipline(qdisc(self.link))
         } else {
@@ -132,7 +147,7 @@ fn qdisc(link: u32) -> TcMessage {
     message
 }
 
-/// Our filter; to be removed it needs no options.
+/// Our filter; to be found or removed it needs no options.
 fn filter(link: u32, kind: Option<(&'static str, Vec<TcOption>)>) -> TcMessage {
     let mut message = TcMessage::with_index(index(link));
     message.header.parent = TcHandle {
