@@ -260,8 +260,8 @@ impl Netns {
     /// # Errors
     /// See [`NetworkError`].
     pub fn detach(&self, redirect: Redirect) -> Result<(), NetworkError> {
-        self.namespace
-            .within(|netlink| self.detach_with(netlink, redirect))
+        self.namespace.within(|netlink| remove(netlink, redirect))?;
+        self.forget(redirect)
     }
 
     fn attach_with(
@@ -288,15 +288,6 @@ impl Netns {
             mtu: u16::MAX,
         };
         Ok((nic, redirect))
-    }
-
-    fn detach_with(&self, netlink: &mut Netlink, redirect: Redirect) -> Result<(), NetworkError> {
-        let removed = redirect.remove(netlink);
-        removed.map_err(|source| NetworkError::Redirect {
-            link: format!("number {}", redirect.link),
-            source,
-        })?;
-        self.forget(redirect)
     }
 
     fn forget(&self, redirect: Redirect) -> Result<(), NetworkError> {
@@ -353,6 +344,14 @@ fn join(
     joined
 }
 
+fn remove(netlink: &mut Netlink, redirect: Redirect) -> Result<(), NetworkError> {
+    let removed = redirect.remove(netlink);
+    removed.map_err(|source| NetworkError::Redirect {
+        link: format!("number {}", redirect.link),
+        source,
+    })
+}
+
 /// What was added to links of a namespace, for clean-up.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -387,11 +386,7 @@ impl Redirects {
         namespace.within(|netlink| {
             let mut result = Ok(());
             for redirect in self.links.iter().rev() {
-                let removed = redirect.remove(netlink);
-                result = result.and(removed.map_err(|source| NetworkError::Redirect {
-                    link: format!("number {}", redirect.link),
-                    source,
-                }));
+                result = result.and(remove(netlink, *redirect));
             }
             result
         })
