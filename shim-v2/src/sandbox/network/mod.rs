@@ -41,6 +41,7 @@ use std::sync::Arc;
 use std::thread;
 
 use husk_vmm::config::MAX_NICS;
+use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -51,6 +52,9 @@ use self::redirect::Redirect;
 use self::scan::{Link, Scan};
 use super::state_file::StateFile;
 use crate::error::chain;
+
+/// How often a namespace is looked at whose links go while the machine is connected to them.
+const LOOKS: usize = 10;
 
 /// Why the guest does not have the pod's network.
 #[derive(Debug, Error)]
@@ -193,18 +197,8 @@ pub fn connect(
         if netns.name.is_none() {
             loopback::up(netlink).map_err(NetworkError::Loopback)?;
         }
-        let mut scan = scan::scan(netlink)?;
-        if let Some(problem) = scan.problems.pop() {
-            return Err(problem);
-        }
-        let found = scan.links.len();
-        if found > MAX_NICS as usize {
-            return Err(NetworkError::TooMany { found });
-        }
-        let filtered = filtered(netlink)?;
-        let attach = |link| netns.attach_with(netlink, link, &filtered);
-        let connected: Result<Vec<_>, _> = scan.links.iter().map(attach).collect();
-        Ok((events, scan, connected?, take_over_loopback()))
+        let (scan, connected) = netns.attach_all(netlink)?;
+        Ok((events, scan, connected, take_over_loopback()))
     })?;
     let (nics, redirects) = connected.into_iter().unzip();
     let network = Network {
@@ -216,6 +210,9 @@ pub fn connect(
     };
     Ok((nics, network))
 }
+
+/// What a redirected link got.
+type Attached = (Nic, Redirect);
 
 /// Without it a pod does all but port-forward.
 fn take_over_loopback() -> Option<Loopback> {
@@ -248,7 +245,7 @@ impl Netns {
     ///
     /// # Errors
     /// See [`NetworkError`]; nothing is left then.
-    pub fn attach(&self, link: &Link) -> Result<(Nic, Redirect), NetworkError> {
+    pub fn attach(&self, link: &Link) -> Result<Attached, NetworkError> {
         self.namespace.within(|netlink| {
             let filtered = filtered(netlink)?;
             self.attach_with(netlink, link, &filtered)
@@ -264,12 +261,48 @@ impl Netns {
         self.forget(redirect)
     }
 
+    /// Redirects all links. Where one went while they were at it, everything is looked at again.
+    fn attach_all(&self, netlink: &mut Netlink) -> Result<(Scan, Vec<Attached>), NetworkError> {
+        let mut looks = 0;
+        loop {
+            let mut scan = scan::scan(netlink)?;
+            if let Some(problem) = scan.problems.pop() {
+                return Err(problem);
+            }
+            let found = scan.links.len();
+            if found > MAX_NICS as usize {
+                return Err(NetworkError::TooMany { found });
+            }
+            let filtered = filtered(netlink)?;
+            let mut attached = Vec::new();
+            let failed = scan.links.iter().find_map(|link| {
+                match self.attach_with(netlink, link, &filtered) {
+                    Ok(one) => attached.push(one),
+                    Err(error) => return Some((link, error)),
+                }
+                None
+            });
+            let Some((link, error)) = failed else {
+                return Ok((scan, attached));
+            };
+            looks += 1;
+            if looks == LOOKS || if_nametoindex(link.name.as_str()) == Ok(link.index) {
+                return Err(error);
+            }
+            log::info!("network: link {} went during the boot", link.name);
+            for (_, redirect) in attached {
+                remove(netlink, redirect)?;
+                self.forget(redirect)?;
+            }
+        }
+    }
+
     fn attach_with(
         &self,
         netlink: &mut Netlink,
         link: &Link,
         filtered: &[u32],
-    ) -> Result<(Nic, Redirect), NetworkError> {
+    ) -> Result<Attached, NetworkError> {
         let tap = tap::make(netlink, link)?;
         let redirect = redirect::plan(filtered, link.index);
         self.record(redirect)?;
