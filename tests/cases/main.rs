@@ -32,6 +32,7 @@ mod ctr_update;
 mod failures;
 mod isolation;
 mod network;
+mod network_bounds;
 mod network_follow;
 mod network_mesh;
 mod network_plugins;

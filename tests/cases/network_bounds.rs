@@ -1,0 +1,125 @@
+//! Networks at the edge of what there may be, and beyond it: the guest has exactly that, or
+//! Create is refused with the reason. The namespace is left as it was either way.
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use husk_tests::network::{DUMP, Namespace, lines, node, told};
+use husk_tests::{Container, Node, Runtime};
+
+/// Has a container in the namespace refused.
+#[track_caller]
+fn refused(namespace: &Namespace, words: &[&str]) {
+    let before = namespace.whole();
+    let network = format!("network:{}", namespace.path());
+    Container::new(Runtime::Husk, &["true"])
+        .with(&["--with-ns", &network])
+        .run()
+        .failed_saying(words);
+    assert_eq!(namespace.whole(), before);
+}
+
+/// Runs a container in the namespace, which is to have what is there.
+#[track_caller]
+fn mirrored(namespace: &Namespace) -> Vec<String> {
+    let before = namespace.whole();
+    let task = namespace.run();
+    let (host, guest) = (lines(&namespace.told(DUMP)), lines(&told(&task, DUMP)));
+    assert_eq!(guest, host);
+    task.destroy();
+    assert_eq!(namespace.whole(), before);
+    guest
+}
+
+#[test]
+fn a_hundred_links_are_too_many() {
+    let _node = Node::enter();
+    let add = "for i in $(seq 100); do n link add many$i type dummy; n link set many$i up; done";
+    let namespace = Namespace::new("many", add);
+    refused(&namespace, &["100 links", "at most 16", "take some out"]);
+}
+
+#[test]
+fn five_thousand_routes_are_the_guests_too() {
+    let _node = Node::enter();
+    let add = "n link add eth0 type dummy; n addr add 10.77.0.2/24 dev eth0; n link set eth0 up
+        for i in $(seq 0 4999); do echo route add 10.$((100 + i / 256)).$((i % 256)).0/24 via 10.77.0.1
+        done | ip -n routed -batch -";
+    let namespace = Namespace::new("routed", add);
+    let guest = mirrored(&namespace);
+    let routes = guest.iter().filter(|line| line.contains("via 10.77.0.1"));
+    assert_eq!(routes.count(), 5000);
+}
+
+#[test]
+fn the_least_and_the_greatest_mtu_and_one_address_twice() {
+    let _node = Node::enter();
+    let add = "ip link add least-far type veth peer name least netns edges
+        ip link add most-far type veth peer name most netns edges
+        n link set least mtu 68; n link set most mtu 65535
+        n addr add 10.77.0.2/32 dev least; n addr add 10.77.0.2/32 dev most
+        ip link set least-far up; ip link set most-far up; n link set least up; n link set most up";
+    let namespace = Namespace::new("edges", add);
+    let guest = mirrored(&namespace);
+    for words in ["least mtu 68 ", "most mtu 65535 "] {
+        let has = guest.iter().any(|line| line.starts_with(words));
+        assert!(has, "{words}: {guest:#?}");
+    }
+}
+
+#[test]
+fn a_path_that_is_no_network_namespace_is_refused_by_its_name() {
+    let _node = Node::enter();
+    for (path, problem) in [
+        ("/no/such/path", "No such file"),
+        ("/etc/hostname", "not a network namespace"),
+        ("/proc/self/ns/uts", "not a network namespace"),
+    ] {
+        Container::husk(&["true"])
+            .with(&["--with-ns", &format!("network:{path}")])
+            .run()
+            .failed_saying(&[path, problem]);
+    }
+}
+
+#[test]
+fn without_a_tun_device_the_reason_is_told() {
+    let _node = Node::enter();
+    let add = "n link add eth0 type dummy; n link set eth0 up";
+    let namespace = Namespace::new("tunless", add);
+    let (tun, aside) = ("/dev/net/tun", "/dev/net/tun-aside");
+    fs::rename(tun, aside).expect("the node has one");
+    let outcome = std::panic::catch_unwind(|| {
+        refused(&namespace, &["tap", "eth0", "is the tun module loaded"]);
+    });
+    fs::rename(aside, tun).expect("it comes back");
+    outcome.expect("a refusal with the reason");
+    mirrored(&namespace);
+}
+
+#[test]
+fn links_that_come_and_go_meanwhile_do_no_harm() {
+    let _node = Node::enter();
+    let add = "n link add eth0 type dummy; n addr add 10.77.0.2/24 dev eth0; n link set eth0 up";
+    let namespace = Namespace::new("restless", add);
+    let before = namespace.whole();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                node(
+                    "ip -n restless link add fleeting type dummy; ip -n restless link set fleeting up
+                     ip -n restless link del fleeting",
+                );
+            }
+        });
+        let started = std::panic::catch_unwind(|| namespace.run());
+        stop.store(true, Ordering::Relaxed);
+        let task = started.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let eth0 = told(&task, "ip -o addr show dev eth0");
+        assert!(eth0.contains("10.77.0.2/24"), "{eth0}");
+        task.destroy();
+    });
+    assert_eq!(namespace.whole(), before);
+}
