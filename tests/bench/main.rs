@@ -8,6 +8,7 @@ mod boot;
 mod exec;
 mod idle;
 mod lifecycle;
+mod network;
 mod pods;
 mod run;
 mod stdout;
@@ -102,6 +103,8 @@ fn main() {
         pods::RUNS
     );
     pods::measure(&mut report);
+    println!("\nbetween the node and a container behind a veth");
+    network::measure(&mut report);
 
     let text = serde_json::to_string_pretty(&report.0).expect("plain JSON");
     std::fs::write("/run/results/bench.json", text + "\n").expect("the results directory");

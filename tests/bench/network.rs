@@ -1,0 +1,208 @@
+//! (i) What a byte, a datagram and a ping cost between the node and a container behind a veth,
+//! and how long a link takes to reach a running guest.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use husk_tests::network::{Namespace, node, told};
+use husk_tests::{Container, Runtime, Task, process};
+use serde_json::json;
+
+use crate::{Report, as_f64, median, rounded};
+
+/// Measurements of each kind under each runtime, taken in turns.
+const RUNS: usize = 3;
+/// MiB of a long transfer; the short one is empty, so that the connection cancels out.
+const MIB: usize = 16;
+/// Datagrams sent, each after the answer to the one before.
+const DATAGRAMS: usize = 100;
+/// What fits an Ethernet frame.
+const DATAGRAM: usize = 1472;
+/// Ports of the servers in the container.
+const SINK: u16 = 7001;
+const SOURCE: u16 = 7002;
+const ECHO: u16 = 7003;
+
+/// A container behind a veth of its own, with servers.
+struct Server {
+    task: Task,
+    address: &'static str,
+    _namespace: Namespace,
+}
+
+pub fn measure(report: &mut Report) {
+    let servers = [
+        Server::new(Runtime::Runc, "bench-runc", "10.77.1.1/24", "10.77.1.2"),
+        Server::new(Runtime::Husk, "bench-husk", "10.77.2.1/24", "10.77.2.2"),
+    ];
+    let [theirs, ours] = servers.each_ref();
+    type Cost = fn(&Server) -> f64;
+    let kinds: [(&str, &str, Cost); 4] = [
+        (
+            "tcp_ratio_runc",
+            "one MiB of TCP to the container",
+            |server| (server.sends(MIB) - server.sends(0)) / as_f64(MIB as u64),
+        ),
+        (
+            "tcp_out_ratio_runc",
+            "one MiB of TCP from the container",
+            |server| (server.receives(MIB) - server.receives(0)) / as_f64(MIB as u64),
+        ),
+        (
+            "udp_ratio_runc",
+            "a datagram of 1472 bytes and its answer",
+            Server::echoes,
+        ),
+        ("ping_ratio_runc", "a ping and its answer", Server::ping),
+    ];
+    for (key, what, cost) in kinds {
+        println!("\n{what}, median of {RUNS}");
+        let (ours, theirs) = (("husk", ours), ("runc", theirs));
+        report.in_turns(key, RUNS, ours, theirs, |server| cost(server));
+    }
+    let plug_ms = rounded(median((0..RUNS).map(|_| ours.plugged()).collect()));
+    println!("\na link added to the pod's network namespace, until the guest has it");
+    println!("  {:<34} {plug_ms:>9.2} ms", "husk");
+    report.add("nic_plug_ms_virtual", json!(plug_ms));
+    for server in servers {
+        server.task.destroy();
+    }
+}
+
+impl Server {
+    fn new(
+        runtime: Runtime,
+        name: &'static str,
+        node_address: &str,
+        address: &'static str,
+    ) -> Self {
+        let add = format!(
+            "ip link add {name} type veth peer name eth0 netns {name}
+             ip addr add {node_address} dev {name}; ip link set {name} up
+             n addr add {address}/24 dev eth0; n link set eth0 up"
+        );
+        let namespace = Namespace::new(name, &add);
+        let network = format!("network:{}", namespace.path());
+        let task = Container::new(runtime, &["sleep", "infinity"])
+            .with(&["--with-ns", &network, "--privileged", "--null-io"])
+            .with(&["--mount", "type=bind,src=/,dst=/node,options=rbind:ro"])
+            .detach();
+        told(&task, "mount --bind /dev /node/dev");
+        let server = Self {
+            task,
+            address,
+            _namespace: namespace,
+        };
+        let listen = |port: u16, serve: &str| {
+            format!(
+                "socket(S, PF_INET, SOCK_STREAM, 0); bind(S, sockaddr_in({port}, INADDR_ANY));
+                 listen(S, 8); while (accept(C, S)) {{ {serve}; close(C) }}"
+            )
+        };
+        server.serve(&listen(SINK, "while (sysread(C, $data, 65536)) {}"));
+        // As many MiB as the first byte says.
+        server.serve(&listen(
+            SOURCE,
+            "sysread(C, $data, 1); $mib = \"x\" x 1048576; syswrite(C, $mib) for 1 .. ord($data)",
+        ));
+        server.serve(&format!(
+            "socket(S, PF_INET, SOCK_DGRAM, 0); bind(S, sockaddr_in({ECHO}, INADDR_ANY));
+             while ($from = recv(S, $data, 65535, 0)) {{ send(S, $data, 0, $from) }}"
+        ));
+        server
+    }
+
+    /// With the node's perl: the image has no server that copies large pieces.
+    fn serve(&self, program: &str) {
+        told(
+            &self.task,
+            &format!("chroot /node /usr/bin/perl -MSocket -e '{program}' >/dev/null 2>&1 &"),
+        );
+    }
+
+    fn connect(&self, port: u16) -> TcpStream {
+        let deadline = Instant::now() + process::DEADLINE;
+        loop {
+            match TcpStream::connect((self.address, port)) {
+                Ok(stream) => return stream,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+        }
+    }
+
+    /// Milliseconds to send so many MiB, and to see that they were read.
+    fn sends(&self, mib: usize) -> f64 {
+        let mut stream = self.connect(SINK);
+        let piece = vec![b'x'; 1 << 20];
+        let start = Instant::now();
+        for _ in 0..mib {
+            stream.write_all(&piece).expect("the container reads");
+        }
+        stream
+            .shutdown(Shutdown::Write)
+            .expect("the container reads");
+        let rest = stream.read(&mut [0]).expect("the container closes");
+        assert_eq!(rest, 0);
+        milliseconds(start)
+    }
+
+    /// Milliseconds to receive so many MiB.
+    fn receives(&self, mib: usize) -> f64 {
+        let mut stream = self.connect(SOURCE);
+        let mut received = Vec::with_capacity(mib << 20);
+        let start = Instant::now();
+        let count = u8::try_from(mib).expect("a byte");
+        stream.write_all(&[count]).expect("the container reads");
+        stream
+            .read_to_end(&mut received)
+            .expect("the container writes");
+        assert_eq!(received.len(), mib << 20);
+        milliseconds(start)
+    }
+
+    /// Milliseconds of a datagram and its answer.
+    fn echoes(&self) -> f64 {
+        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+        socket.connect((self.address, ECHO)).expect("a route");
+        let wait = Some(Duration::from_secs(10));
+        socket.set_read_timeout(wait).expect("a timeout");
+        let (sent, mut answer) = ([7; DATAGRAM], [0; DATAGRAM]);
+        let start = Instant::now();
+        for _ in 0..DATAGRAMS {
+            socket.send(&sent).expect("a datagram");
+            let length = socket.recv(&mut answer).expect("an answer");
+            assert_eq!(length, DATAGRAM);
+        }
+        milliseconds(start) / as_f64(DATAGRAMS as u64)
+    }
+
+    /// The mean round trip of a ping in milliseconds.
+    fn ping(&self) -> f64 {
+        let mut ping = Command::new("busybox");
+        ping.args(["ping", "-q", "-c", "20", "-i", "0.1", self.address]);
+        let said = process::run(ping).succeeded().text();
+        let trips = said.lines().find_map(|line| line.split(" = ").nth(1));
+        let mean = trips.and_then(|trips| trips.split('/').nth(1)?.parse().ok());
+        mean.unwrap_or_else(|| panic!("{said}"))
+    }
+
+    /// Milliseconds from a link's making to its being in the guest.
+    fn plugged(&self) -> f64 {
+        let wait = "until [ -e /sys/class/net/late ]; do usleep 500; done";
+        let waiting = self.task.start_exec(&["sh", "-c", wait]);
+        let start = Instant::now();
+        node("ip -n bench-husk link add late type dummy");
+        waiting.finish().succeeded();
+        let elapsed = milliseconds(start);
+        node("ip -n bench-husk link del late");
+        let gone = "while [ -e /sys/class/net/late ]; do usleep 500; done";
+        told(&self.task, gone);
+        elapsed
+    }
+}
+
+fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1000.0
+}
