@@ -13,7 +13,7 @@ const RUNS: usize = 3;
 
 /// Times `dd if=/dev/zero bs=64k` through `ctr task exec`.
 pub fn measure(report: &mut Report) {
-    let [theirs, ours] = Runtime::BOTH.map(|runtime| {
+    let [theirs, ours] = Runtime::both(|runtime| {
         let task = Container::new(runtime, &["sleep", "infinity"]).detach();
         let cost = ms_per_mib(runtime, &task);
         task.destroy();
