@@ -52,7 +52,7 @@ fn time_ms(command: Command) -> f64 {
     let mut running = Running::start(command);
     running.wait_for(MARK);
     // Killed when dropped: how the guest goes down is not measured.
-    start.elapsed().as_secs_f64() * 1000.0
+    crate::milliseconds(start)
 }
 
 /// The microvm machine without anything that can be left out.

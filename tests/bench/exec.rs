@@ -16,7 +16,7 @@ pub fn measure(report: &mut Report) {
     let time_ms = |task: &husk_tests::Task| {
         let start = Instant::now();
         task.exec(&["true"]).succeeded();
-        start.elapsed().as_secs_f64() * 1000.0
+        crate::milliseconds(start)
     };
     let (ours, theirs) = (("husk", &husk), ("runc", &runc));
     report.in_turns("exec_ratio_runc", RUNS, ours, theirs, |task| time_ms(task));

@@ -16,7 +16,7 @@ pub fn measure(report: &mut Report) {
         let start = Instant::now();
         let task = container.detach();
         ctr(&["task", "delete", "--force", task.id()]);
-        let elapsed = start.elapsed().as_secs_f64() * 1000.0;
+        let elapsed = crate::milliseconds(start);
         // ctr's own exit code is the task's.
         ctr(&["container", "delete", task.id()]).succeeded();
         elapsed

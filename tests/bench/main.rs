@@ -14,6 +14,8 @@ mod run;
 mod stdout;
 mod timeline;
 
+use std::time::Instant;
+
 use serde_json::{Map, Value, json};
 
 /// What is written to `bench.json`: one flat object.
@@ -108,6 +110,11 @@ fn main() {
 
     let text = serde_json::to_string_pretty(&report.0).expect("plain JSON");
     std::fs::write("/run/results/bench.json", text + "\n").expect("the results directory");
+}
+
+/// Since `start`.
+fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1000.0
 }
 
 fn rounded(value: f64) -> f64 {

@@ -10,7 +10,7 @@ use husk_tests::network::{Namespace, node, told};
 use husk_tests::{Container, Runtime, Task, process};
 use serde_json::json;
 
-use crate::{Report, as_f64, median, rounded};
+use crate::{Report, as_f64, median, milliseconds, rounded};
 
 /// Measurements of each kind under each runtime, taken in turns.
 const RUNS: usize = 3;
@@ -201,8 +201,4 @@ impl Server {
         told(&self.task, gone);
         elapsed
     }
-}
-
-fn milliseconds(start: Instant) -> f64 {
-    start.elapsed().as_secs_f64() * 1000.0
 }

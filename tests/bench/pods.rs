@@ -8,7 +8,7 @@ use husk_tests::cri::api;
 use husk_tests::{Pod, Runtime, process};
 use serde_json::json;
 
-use crate::{Report, as_f64, median, rounded};
+use crate::{Report, as_f64, median, milliseconds, rounded};
 
 /// Pods of each runtime, taken in turns.
 pub const RUNS: usize = 5;
@@ -97,10 +97,6 @@ fn started(runtime: Runtime) -> Pod {
         thread::sleep(PERIOD);
     }
     pod
-}
-
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1000.0
 }
 
 /// In KiB.

@@ -15,7 +15,7 @@ pub fn measure(report: &mut Report) {
         let container = Container::new(runtime, &["true"]);
         let start = Instant::now();
         container.run().succeeded();
-        start.elapsed().as_secs_f64() * 1000.0
+        crate::milliseconds(start)
     };
     let (ours, theirs) = (("husk", Runtime::Husk), ("runc", Runtime::Runc));
     report.in_turns("run_ratio_runc", RUNS, ours, theirs, |runtime| {

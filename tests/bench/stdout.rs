@@ -33,7 +33,7 @@ fn ms_per_mib(runtime: Runtime, task: &Task) -> f64 {
         let output = task
             .exec(&["dd", "if=/dev/zero", "bs=64k", &count])
             .succeeded();
-        let elapsed = start.elapsed().as_secs_f64() * 1000.0;
+        let elapsed = crate::milliseconds(start);
         let wanted = mib as usize * (1 << 20);
         assert_eq!(
             output.stdout.len(),
