@@ -80,7 +80,9 @@ pub enum BootstrapError {
         namespace: String,
     },
     /// The cgroup of the handler's options does not take the shim.
-    #[error("the cgroup {cgroup}, ShimCgroup of the handler's options, cannot be entered")]
+    #[error(
+        "the cgroup {cgroup}, ShimCgroup of the handler's options, cannot be entered: make it, or leave the option out"
+    )]
     Cgroup {
         /// As given.
         cgroup: String,

@@ -108,8 +108,7 @@ impl Shim {
 
     /// The id of its sandbox, which `start` was given.
     pub fn id(&self) -> String {
-        let name = self.file.dir().file_name().unwrap_or_default();
-        name.to_string_lossy().into_owned()
+        self.file.id()
     }
 
     /// Becomes true when the shim was told to end: an unfinished boot gives up.

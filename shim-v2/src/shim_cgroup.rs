@@ -12,6 +12,7 @@ use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 
 use crate::handover::RUNC_OPTIONS;
+use crate::sandbox::pod_cgroup::hierarchies;
 
 /// The cgroup named in these options, if they are runc's and name one.
 pub fn of(options: &[Any]) -> Option<String> {
@@ -29,13 +30,7 @@ pub fn of(options: &[Any]) -> Option<String> {
 /// ENOENT if none has it, or what the kernel refused.
 pub fn enter(cgroup: &str, root: &Path, own: &str) -> io::Result<()> {
     let mut entered = false;
-    for line in own.lines() {
-        let controllers = line.split(':').nth(1).unwrap_or_default();
-        let hierarchy = match controllers {
-            "" if root.join("cgroup.controllers").exists() => root.to_owned(),
-            "" => root.join("unified"),
-            list => root.join(list.trim_start_matches("name=")),
-        };
+    for (hierarchy, _) in hierarchies(root, own) {
         let directory = hierarchy.join(cgroup.trim_start_matches('/'));
         if directory.is_dir() {
             fs::write(directory.join("cgroup.procs"), "0")?;

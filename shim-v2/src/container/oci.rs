@@ -125,6 +125,16 @@ pub struct Cpu {
     pub(super) rest: Map<String, Value>,
 }
 
+/// Takes the numbers of CPUs and memory nodes out of the `cpu` object of `whose` resources: they
+/// are the host's, and the guest numbers its own. By the CPUs its vCPUs are pinned
+/// (`sandbox::pinning`).
+pub fn drop_host_numbers(cpu: &mut Map<String, Value>, whose: &str) {
+    cpu.remove("cpus");
+    if cpu.remove("mems").is_some_and(|list| list != "") {
+        log::warn!("{whose}: cpu.mems names the host's, it is ignored");
+    }
+}
+
 /// Why a spec is refused.
 #[derive(Debug, Error)]
 pub enum SpecError {

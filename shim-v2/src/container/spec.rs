@@ -11,7 +11,7 @@ use agent_protocol::{SHARE_DIR, SHM_DIR};
 use serde_json::Value;
 
 use super::labels;
-use super::oci::{Mount, Namespace, Spec, SpecError, refused};
+use super::oci::{Mount, Namespace, Spec, SpecError, drop_host_numbers, refused};
 use super::pod::{Pod, PodRole};
 use crate::config::LabelPolicy;
 use crate::mount::ReadOnly;
@@ -156,7 +156,9 @@ impl Spec {
             labels::strip(&mut process.rest, "process", labels::PROCESS, policy)?;
         }
         labels::strip(&mut self.linux.rest, "linux", labels::LINUX, policy)?;
-        self.drop_host_cpus();
+        if let Some(cpu) = &mut self.linux.resources.cpu {
+            drop_host_numbers(&mut cpu.rest, "spec");
+        }
         let json = serde_json::to_vec(&self).map_err(|source| SpecError::Parse {
             path: bundle.join("config.json"),
             source,
@@ -240,18 +242,6 @@ impl Spec {
                 let problem = "cache and bandwidth allocation is the host's, not the guest's";
                 Err(refused("linux.intelRdt", problem))
             }
-        }
-    }
-
-    /// CPU and memory node numbers are the host's; the guest numbers its own. By the CPUs its
-    /// vCPUs are pinned (`sandbox::pinning`).
-    fn drop_host_cpus(&mut self) {
-        let Some(cpu) = &mut self.linux.resources.cpu else {
-            return;
-        };
-        cpu.rest.remove("cpus");
-        if cpu.rest.remove("mems").is_some_and(|list| list != "") {
-            log::warn!("spec: linux.resources.cpu.mems names the host's, it is ignored");
         }
     }
 }

@@ -196,8 +196,9 @@ impl Task {
         }
         self.pinned = cpus;
         if let Err(error) = pinning::pin(self.vmm, cpus.as_ref()) {
+            let numbers = cpus.as_ref().map(pinning::numbers).unwrap_or_default();
             log::warn!(
-                "the vCPUs cannot run on the CPUs of cpu.cpus, and stay where they are: {error}"
+                "the vCPUs cannot run on the host's CPUs {numbers:?}, which the containers' cpu.cpus name, and stay where they are: {error}"
             );
         }
     }

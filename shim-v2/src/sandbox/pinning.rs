@@ -37,7 +37,8 @@ pub fn union(one: &CpuSet, other: &CpuSet) -> CpuSet {
     both
 }
 
-fn numbers(cpus: &CpuSet) -> Vec<usize> {
+/// The numbers of its CPUs, ascending.
+pub fn numbers(cpus: &CpuSet) -> Vec<usize> {
     let all = 0..CpuSet::count();
     all.filter(|cpu| cpus.is_set(*cpu).unwrap_or(false))
         .collect()

@@ -95,24 +95,16 @@ impl Place {
 
     /// The leaf in each hierarchy this process is in; `own` is its /proc/self/cgroup.
     pub fn leaves(&self, root: &Path, own: &str) -> Vec<Leaf> {
-        let hierarchies = own.lines().filter_map(|line| {
-            // cgroups(7): hierarchy-ID:controller-list:cgroup-path
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (fields.next()?, fields.next()?);
-            let mount = match controllers {
-                "" if is_v2(root) => root.to_owned(),
-                "" => root.join("unified"),
-                list => root.join(list.trim_start_matches("name=")),
-            };
+        let leaves = hierarchies(root, own).map(|(mount, path)| {
             let home = mount.join(path.trim_start_matches('/'));
             let leaf = mount.join(&self.pod).join(&self.leaf);
-            mount.is_dir().then_some(Leaf {
+            Leaf {
                 path: leaf,
                 home,
                 root: mount,
-            })
+            }
         });
-        hierarchies.collect()
+        leaves.collect()
     }
 }
 
@@ -190,6 +182,22 @@ fn inherit_cpuset(parent: &Path, child: &Path) {
             fs::read(parents).and_then(|list| fs::write(own, list)).ok();
         }
     }
+}
+
+/// The hierarchies mounted below `root` that a process is in, each with its cgroup there, by its
+/// /proc/<pid>/cgroup.
+pub fn hierarchies<'a>(root: &Path, own: &'a str) -> impl Iterator<Item = (PathBuf, &'a str)> {
+    own.lines().filter_map(move |line| {
+        // cgroups(7): hierarchy-ID:controller-list:cgroup-path
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (fields.next()?, fields.next()?);
+        let mount = match controllers {
+            "" if is_v2(root) => root.to_owned(),
+            "" => root.join("unified"),
+            list => root.join(list.trim_start_matches("name=")),
+        };
+        mount.is_dir().then_some((mount, path))
+    })
 }
 
 fn is_v2(root: &Path) -> bool {

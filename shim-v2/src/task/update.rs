@@ -6,7 +6,7 @@ use std::sync::Arc;
 use containerd_shim_protos::api::{Empty, UpdateTaskRequest};
 use serde_json::{Map, Value};
 
-use crate::container::oci::Resources;
+use crate::container::oci::{Resources, drop_host_numbers};
 use crate::container::process::State;
 use crate::error::Error;
 use crate::sandbox::SlotError;
@@ -52,12 +52,8 @@ fn check(type_url: &str, json: &[u8]) -> Result<(Resources, Vec<u8>), Error> {
     let mut object: Map<String, Value> = serde_json::from_slice(json).map_err(no_object)?;
     // What is no number here is no limit; the guest refuses it by its name.
     let named = serde_json::from_slice(json).unwrap_or_default();
-    // Lists of CPUs and memory nodes are the host's; the guest numbers its own.
     if let Some(cpu) = object.get_mut("cpu").and_then(Value::as_object_mut) {
-        cpu.remove("cpus");
-        if cpu.remove("mems").is_some_and(|list| list != "") {
-            log::warn!("update: cpu.mems names the host's, it is ignored");
-        }
+        drop_host_numbers(cpu, "update");
     }
     let json = serde_json::to_vec(&object).map_err(no_object)?;
     Ok((named, json))

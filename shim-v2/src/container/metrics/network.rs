@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use containerd_shim_protos::{cgroups, cgroups_v2};
+
 use crate::sandbox::network::tap;
 
 /// What went through a link since it was made.
@@ -27,6 +29,33 @@ pub struct Traffic {
     /// Frames that were not taken.
     pub dropped: u64,
 }
+
+/// Both versions' messages have the same fields, in types of their own.
+macro_rules! from_link {
+    ($($stat:ty),+) => {
+        $(impl From<&Link> for $stat {
+            fn from(link: &Link) -> Self {
+                Self {
+                    name: link.name.clone(),
+                    rx_bytes: link.received.bytes,
+                    rx_packets: link.received.packets,
+                    rx_errors: link.received.errors,
+                    rx_dropped: link.received.dropped,
+                    tx_bytes: link.sent.bytes,
+                    tx_packets: link.sent.packets,
+                    tx_errors: link.sent.errors,
+                    tx_dropped: link.sent.dropped,
+                    ..Self::default()
+                }
+            }
+        })+
+    };
+}
+
+from_link!(
+    cgroups::metrics::NetworkStat,
+    cgroups_v2::metrics::NetworkStat
+);
 
 /// The links of the namespace that the process `pid` is in, without `lo` and our taps; none if
 /// the process is gone.
@@ -64,6 +93,28 @@ fn parse(table: &str) -> Vec<Link> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+
+    /// What a message tells: the name, then what was received and what was sent.
+    pub trait Told {
+        fn told(&self) -> (&str, [[u64; 4]; 2]);
+    }
+
+    macro_rules! told {
+        ($($stat:ty),+) => {
+            $(impl Told for $stat {
+                fn told(&self) -> (&str, [[u64; 4]; 2]) {
+                    let rx = [self.rx_bytes, self.rx_packets, self.rx_errors, self.rx_dropped];
+                    let tx = [self.tx_bytes, self.tx_packets, self.tx_errors, self.tx_dropped];
+                    (&self.name, [rx, tx])
+                }
+            })+
+        };
+    }
+
+    told!(
+        cgroups::metrics::NetworkStat,
+        cgroups_v2::metrics::NetworkStat
+    );
 
     /// One link, each of whose numbers is another.
     pub fn sample() -> Vec<Link> {

@@ -5,7 +5,7 @@
 
 use containerd_shim_protos::cgroups::metrics::{
     BlkIOEntry, BlkIOStat, CPUStat, CPUUsage, HugetlbStat, MemoryEntry, MemoryOomControl,
-    MemoryStat, Metrics, NetworkStat, PidsStat, Throttle,
+    MemoryStat, Metrics, PidsStat, Throttle,
 };
 
 use super::cgroup::{Cgroup, Device, HugePages, Limit};
@@ -34,23 +34,8 @@ pub fn metrics(cgroup: &Cgroup<'_>, links: &[Link]) -> Metrics {
             ..MemoryOomControl::default()
         })
         .into(),
-        network: links.iter().map(network).collect(),
+        network: links.iter().map(Into::into).collect(),
         ..Metrics::default()
-    }
-}
-
-fn network(link: &Link) -> NetworkStat {
-    NetworkStat {
-        name: link.name.clone(),
-        rx_bytes: link.received.bytes,
-        rx_packets: link.received.packets,
-        rx_errors: link.received.errors,
-        rx_dropped: link.received.dropped,
-        tx_bytes: link.sent.bytes,
-        tx_packets: link.sent.packets,
-        tx_errors: link.sent.errors,
-        tx_dropped: link.sent.dropped,
-        ..NetworkStat::default()
     }
 }
 
@@ -193,13 +178,13 @@ fn huge_pages(pages: HugePages) -> HugetlbStat {
 #[cfg(test)]
 mod tests {
     use super::super::cgroup::tests::sample;
-    use super::super::network;
+    use super::super::network::tests::{Told, sample as links};
     use super::*;
 
     #[test]
     fn every_figure_has_its_name_and_unit_of_version_1() {
         let files = sample();
-        let metrics = metrics(&Cgroup::new(&files), &network::tests::sample());
+        let metrics = metrics(&Cgroup::new(&files), &links());
         assert_eq!((metrics.pids.current, metrics.pids.limit), (3, 0));
         let usage = &metrics.cpu.usage;
         assert_eq!(
@@ -228,21 +213,8 @@ mod tests {
             .map(|e| (e.op.as_str(), e.value))
             .collect();
         assert_eq!(sample, [("Read", 1), ("Write", 2), ("Total", 3)]);
-        let link = &metrics.network[0];
-        assert_eq!(link.name, "eth0");
-        let rx = [
-            link.rx_bytes,
-            link.rx_packets,
-            link.rx_errors,
-            link.rx_dropped,
-        ];
-        let tx = [
-            link.tx_bytes,
-            link.tx_packets,
-            link.tx_errors,
-            link.tx_dropped,
-        ];
-        assert_eq!([rx, tx], [[1, 2, 3, 4], [5, 6, 7, 8]]);
+        let numbers = [[1, 2, 3, 4], [5, 6, 7, 8]];
+        assert_eq!(metrics.network[0].told(), ("eth0", numbers));
         assert_eq!(metrics.hugetlb[0].usage, 2_097_152);
     }
 }

@@ -1,8 +1,8 @@
 //! The message for hosts of cgroup version 2: the kernel's own names.
 
 use containerd_shim_protos::cgroups_v2::metrics::{
-    CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, NetworkStat, PSIData,
-    PSIStats, PidsStat,
+    CPUStat, HugeTlbStat, IOEntry, IOStat, MemoryEvents, MemoryStat, Metrics, PSIData, PSIStats,
+    PidsStat,
 };
 use protobuf::MessageField;
 
@@ -23,23 +23,8 @@ pub fn metrics(cgroup: &Cgroup<'_>, links: &[Link]) -> Metrics {
         io: Some(io(cgroup)).into(),
         hugetlb: huge_pages(cgroup),
         memory_events: memory_events(cgroup).into(),
-        network: links.iter().map(network).collect(),
+        network: links.iter().map(Into::into).collect(),
         ..Metrics::default()
-    }
-}
-
-fn network(link: &Link) -> NetworkStat {
-    NetworkStat {
-        name: link.name.clone(),
-        rx_bytes: link.received.bytes,
-        rx_packets: link.received.packets,
-        rx_errors: link.received.errors,
-        rx_dropped: link.received.dropped,
-        tx_bytes: link.sent.bytes,
-        tx_packets: link.sent.packets,
-        tx_errors: link.sent.errors,
-        tx_dropped: link.sent.dropped,
-        ..NetworkStat::default()
     }
 }
 
@@ -183,13 +168,13 @@ fn pressure(cgroup: &Cgroup<'_>, file: &str) -> MessageField<PSIStats> {
 #[cfg(test)]
 mod tests {
     use super::super::cgroup::tests::sample;
-    use super::super::network;
+    use super::super::network::tests::{Told, sample as links};
     use super::*;
 
     #[test]
     fn every_figure_is_where_containerd_looks_for_it() {
         let files = sample();
-        let metrics = metrics(&Cgroup::new(&files), &network::tests::sample());
+        let metrics = metrics(&Cgroup::new(&files), &links());
         assert_eq!((metrics.pids.current, metrics.pids.limit), (3, u64::MAX));
         let cpu = &metrics.cpu;
         assert_eq!(
@@ -220,20 +205,7 @@ mod tests {
         assert_eq!(metrics.io.usage[0].wbytes, 2);
         assert_eq!(metrics.hugetlb[0].current, 2_097_152);
         assert_eq!(metrics.hugetlb[0].failcnt, 6);
-        let link = &metrics.network[0];
-        assert_eq!(link.name, "eth0");
-        let rx = [
-            link.rx_bytes,
-            link.rx_packets,
-            link.rx_errors,
-            link.rx_dropped,
-        ];
-        let tx = [
-            link.tx_bytes,
-            link.tx_packets,
-            link.tx_errors,
-            link.tx_dropped,
-        ];
-        assert_eq!([rx, tx], [[1, 2, 3, 4], [5, 6, 7, 8]]);
+        let numbers = [[1, 2, 3, 4], [5, 6, 7, 8]];
+        assert_eq!(metrics.network[0].told(), ("eth0", numbers));
     }
 }
