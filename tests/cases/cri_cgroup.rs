@@ -139,3 +139,17 @@ fn a_pod_may_say_its_size_where_that_is_allowed() {
         pod.remove();
     }
 }
+
+#[test]
+fn a_pod_of_half_a_processor_boots_and_is_held_to_it() {
+    let _node = Node::enter();
+    let pod = PodPlan::new(Runtime::Husk)
+        .in_cgroup(&[("cpu.max", "50000 100000")])
+        .run();
+    let container = pod.script("echo up; while :; do :; done");
+    container.logs("stdout F up");
+    assert_eq!(container.told("sleep 5; echo alive"), "alive\n");
+    let cgroup = pod.cgroup().expect("its cgroup");
+    assert!(figure(cgroup, "cpu.stat", "nr_throttled ") > 20);
+    pod.remove();
+}

@@ -1,6 +1,7 @@
 //! Pods under containerd's CRI service, driven as a kubelet drives them.
 
 use husk_tests::cri::api;
+use husk_tests::cri_events::ContainerEvents;
 use husk_tests::pod::PodContainer;
 use husk_tests::pod_plan::{namespaces, resources, security};
 use husk_tests::{Node, Pod, PodPlan, Runtime, process};
@@ -314,4 +315,29 @@ fn pods_and_containers_are_listed_with_their_state() {
     );
     drop(container);
     pod.remove();
+}
+
+#[test]
+fn what_becomes_of_a_pod_and_its_container_is_told_as_with_runc() {
+    let _node = Node::enter();
+    let events = ContainerEvents::listen();
+    let [runc, husk] = Runtime::both(|runtime| {
+        let pod = Pod::run(runtime);
+        let container = pod.script("exit 3");
+        container.ended();
+        let ids = [pod.id().to_owned(), container.id().to_owned()];
+        container.remove();
+        pod.remove();
+        events.of(&ids, &ids[0])
+    });
+    assert_eq!(husk, runc);
+    let (first, last) = (husk.first(), husk.last());
+    assert_eq!(
+        first,
+        Some(&(0, api::ContainerEventType::ContainerCreatedEvent))
+    );
+    assert_eq!(
+        last,
+        Some(&(0, api::ContainerEventType::ContainerDeletedEvent))
+    );
 }

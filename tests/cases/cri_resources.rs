@@ -1,23 +1,32 @@
 //! What a kubelet learns of a container's use, and how it changes what may be used.
 
+use std::fs;
+
 use husk_tests::cri::{UpdatePodSandboxResourcesRequest, api};
 use husk_tests::pod_plan::resources;
 use husk_tests::{Node, Pod, PodPlan, Runtime};
 
 const MIB: u64 = 1 << 20;
 
-/// The bytes a container's statistics call its working set.
+/// The processor time in nanoseconds and the working set in bytes of a container's statistics.
 #[track_caller]
-fn working_set(pod: &Pod, container_id: &str) -> u64 {
+fn usage(pod: &Pod, container_id: &str) -> (u64, u64) {
     let request = api::ContainerStatsRequest {
         container_id: container_id.into(),
     };
     let answer = pod.cri.container_stats(request).expect("statistics");
     let stats = answer.stats.expect("statistics");
     let cpu = stats.cpu.and_then(|cpu| cpu.usage_core_nano_seconds);
-    assert!(cpu.expect("processor time").value > 0);
     let memory = stats.memory.and_then(|memory| memory.working_set_bytes);
-    memory.expect("a working set").value
+    let [cpu, memory] = [cpu, memory].map(|figure| figure.expect("a figure").value);
+    assert!(cpu > 0);
+    (cpu, memory)
+}
+
+/// The bytes a container's statistics call its working set.
+#[track_caller]
+fn working_set(pod: &Pod, container_id: &str) -> u64 {
+    usage(pod, container_id).1
 }
 
 #[test]
@@ -47,7 +56,27 @@ fn a_containers_statistics_are_its_own_and_as_runcs() {
 }
 
 #[test]
-fn a_pods_statistics_hold_its_containers() {
+fn a_containers_statistics_are_what_its_cgroup_says() {
+    let _node = Node::enter();
+    let pod = Pod::run(Runtime::Husk);
+    let container = pod.script(
+        "dd if=/dev/zero of=/dev/shm/fill bs=1M count=30 2>/dev/null; echo up; exec sleep infinity",
+    );
+    container.logs("stdout F up");
+    let number = |script: &str| -> u64 { container.told(script).trim().parse().expect(script) };
+    let time = || 1000 * number("awk '/^usage_usec/ { print $2 }' /sys/fs/cgroup/cpu.stat");
+    let before = time();
+    let (cpu, memory) = usage(&pod, container.id());
+    assert!((before..=time()).contains(&cpu), "{before}, then {cpu}");
+    let current = number("cat /sys/fs/cgroup/memory.current");
+    let unused = number("awk '/^inactive_file/ { print $2 }' /sys/fs/cgroup/memory.stat");
+    let set = current - unused;
+    assert!(memory.abs_diff(set) < set / 20, "{memory}, should be {set}");
+    pod.remove();
+}
+
+#[test]
+fn a_pods_statistics_are_its_cgroups_and_hold_its_containers() {
     let _node = Node::enter();
     let pod = PodPlan::new(Runtime::Husk).in_cgroup(&[]).run();
     let container = pod.script("echo up; exec sleep infinity");
@@ -61,7 +90,14 @@ fn a_pods_statistics_hold_its_containers() {
         .and_then(|stats| stats.linux)
         .expect("of Linux");
     let memory = linux.memory.and_then(|memory| memory.usage_bytes);
-    assert!(memory.expect("the pod's memory").value > 10 * MIB);
+    let memory = memory.expect("the pod's memory").value;
+    let file = pod.cgroup().expect("its cgroup").join("memory.current");
+    let current = fs::read_to_string(file).expect("what the host counts");
+    let current: u64 = current.trim().parse().expect("bytes");
+    assert!(
+        memory.abs_diff(current) < current / 20,
+        "{memory}, should be {current}"
+    );
     assert_eq!(linux.containers.len(), 1);
     pod.remove();
 }

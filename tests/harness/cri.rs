@@ -131,6 +131,7 @@ impl Cri {
     }
 }
 
-fn endpoint() -> Endpoint {
+/// Where the service is.
+pub(crate) fn endpoint() -> Endpoint {
     Endpoint::from_static(SOCKET).connect_timeout(Duration::from_secs(60))
 }

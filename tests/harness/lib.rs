@@ -15,6 +15,7 @@
 pub mod config;
 pub mod containerd;
 pub mod cri;
+pub mod cri_events;
 pub mod ctr;
 pub mod hold;
 pub mod ledger;
