@@ -220,13 +220,17 @@ pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     owned(fd)
 }
 
-/// Sends SIGKILL through a pidfd: never hits another process that got the same pid.
+/// Sends SIGKILL through a pidfd: never hits another process that got the same pid. One that
+/// has ended meanwhile needs none, even if its parent has waited for it (ESRCH).
 pub fn pidfd_kill(pidfd: BorrowedFd<'_>) -> io::Result<()> {
     let none = ptr::null::<libc::siginfo_t>();
     let fd = pidfd.as_raw_fd();
     // SAFETY: a null siginfo is allowed, see pidfd_send_signal(2).
     let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, libc::SIGKILL, none, 0) };
-    Errno::result(result).map(drop).map_err(io::Error::from)
+    match Errno::result(result) {
+        Ok(_) | Err(Errno::ESRCH) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 /// A descriptor that tasks can wait for.

@@ -108,3 +108,11 @@ fn mounts_are_undone_in_reverse_and_struck_from_the_record() {
     assert_eq!(fs::read_to_string(dir.join("source/file")).unwrap(), "data");
     fs::remove_dir_all(dir).unwrap();
 }
+
+#[test]
+fn a_process_that_ends_just_before_it_is_killed_is_no_error() {
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let pidfd = sys::pidfd_open(i32::try_from(child.id()).unwrap()).unwrap();
+    child.wait().unwrap();
+    sys::pidfd_kill(pidfd.as_fd()).unwrap();
+}
