@@ -1,29 +1,12 @@
 //! The guest's network follows the pod's: links, addresses, routes and rules that come and go
 //! after the boot, in the orders in which Docker, nerdctl and Zun wire a container.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use husk_tests::hold::{self, Hold};
-use husk_tests::network::{DUMP, Namespace, in_namespace, lines, node, told};
+use husk_tests::network::{DUMP, Namespace, in_namespace, lines, node, same, told};
 use husk_tests::process::DEADLINE;
-use husk_tests::{Container, Node, Task};
-
-/// Waits until the guest has what the namespace of a path has; returns it.
-#[track_caller]
-fn same(task: &Task, namespace: &str) -> Vec<String> {
-    let deadline = Instant::now() + DEADLINE;
-    loop {
-        // Addresses of version 6 are tried out on the host, which is seen in a dump.
-        let host = lines(&in_namespace(namespace, DUMP));
-        let guest = lines(&told(task, DUMP));
-        if guest == host && host == lines(&in_namespace(namespace, DUMP)) {
-            return guest;
-        }
-        assert!(Instant::now() < deadline, "{guest:#?}\nis not\n{host:#?}");
-        thread::sleep(Duration::from_millis(100));
-    }
-}
+use husk_tests::{Container, Node};
 
 #[track_caller]
 fn has(lines: &[String], words: &str) {

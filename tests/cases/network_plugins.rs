@@ -1,7 +1,7 @@
 //! CNI's own plugins: whatever link they make, the guest has it, and they find it as they left it.
 
 use husk_tests::Node;
-use husk_tests::network::{Chain, DUMP, Namespace, lines, node, told};
+use husk_tests::network::{Chain, DUMP, Namespace, lines, node, same, told};
 use serde_json::{Value, json};
 
 /// Addresses from a range of the plugin's own, with a default route for one of them only.
@@ -167,6 +167,64 @@ fn routes_by_source_limits_of_bandwidth_and_a_bridge_are_the_guests() {
     assert_eq!(verdicts(), checked);
     task.destroy();
     assert_eq!(namespace.whole(), before);
+    for chain in &chains {
+        chain.del();
+    }
+}
+
+#[test]
+fn a_vrf_is_the_guests_too_and_follows() {
+    let _node = Node::enter();
+    let _uplinks = Uplinks(&[]);
+    let namespace = Namespace::new("vrf", "");
+    let add = |interface, subnets: &[&str], more: &[Value]| {
+        let ptp = json!({ "type": "ptp", "ipMasq": false, "ipam": ipam(subnets) });
+        Chain::add(&namespace, interface, json!([&[ptp], more].concat()))
+    };
+    let in_red = [json!({ "type": "vrf", "vrfname": "red", "table": 1000 })];
+    let chains = [
+        add("eth0", &["10.89.1.0/24"], &[]),
+        add("net1", &["10.89.2.0/24", "fd89::/64"], &in_red),
+    ];
+    namespace.settle();
+    // ptp misses the routes that vrf has put into another table.
+    let verdicts = || chains.each_ref().map(Chain::verdicts);
+    let checked = verdicts();
+    assert_eq!((checked[0][0].as_str(), checked[1][1].as_str()), ("", ""));
+    let task = namespace.run();
+    let guest = lines(&told(&task, DUMP));
+    assert_eq!(guest, lines(&namespace.told(DUMP)));
+    assert!(
+        guest.iter().any(|line| line.starts_with("red mtu")),
+        "{guest:#?}"
+    );
+    told(&task, "ping -c 1 -W 20 10.89.1.1");
+    for gateway in ["10.89.2.1", "fd89::1"] {
+        told(&task, &format!("ping -c 1 -W 20 -I red {gateway}"));
+    }
+    // Only by the VRF.
+    told(&task, "! ping -c 1 -W 1 10.89.2.1");
+    assert_eq!(verdicts(), checked);
+    // A second port comes and goes.
+    let third = add("net2", &["10.89.3.0/24"], &in_red);
+    same(&task, &namespace.path());
+    told(&task, "ping -c 1 -W 20 -I red 10.89.3.1");
+    third.del();
+    same(&task, &namespace.path());
+    told(&task, "ping -c 1 -W 20 -I red 10.89.2.1");
+    assert_eq!(verdicts(), checked);
+    // The first leaves, and has its routes where all others have theirs.
+    node("ip -n vrf link set net1 nomaster");
+    same(&task, &namespace.path());
+    told(&task, "ping -c 1 -W 20 10.89.2.1");
+    node("ip -n vrf link set net1 master red");
+    same(&task, &namespace.path());
+    node("ip -n vrf link del red");
+    same(&task, &namespace.path());
+    assert_eq!(told(&task, "ls /sys/class/net"), "eth0\nlo\nnet1\n");
+    task.destroy();
+    let left = namespace.whole();
+    assert!(!left.contains("clsact") && !left.contains("husk"), "{left}");
     for chain in &chains {
         chain.del();
     }

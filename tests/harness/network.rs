@@ -175,6 +175,25 @@ pub fn told(task: &Task, script: &str) -> String {
     task.exec(&["sh", "-c", script]).succeeded().text()
 }
 
+/// Waits until the guest has what the namespace of a path has; returns it.
+///
+/// # Panics
+/// If it has not by the deadline.
+#[track_caller]
+pub fn same(task: &Task, namespace: &str) -> Vec<String> {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        // Addresses of version 6 are tried out on the host, which is seen in a dump.
+        let host = lines(&in_namespace(namespace, DUMP));
+        let guest = lines(&told(task, DUMP));
+        if guest == host && host == lines(&in_namespace(namespace, DUMP)) {
+            return guest;
+        }
+        assert!(Instant::now() < deadline, "{guest:#?}\nis not\n{host:#?}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// Plugins that make an interface, one after the other, as a `.conflist` names them.
 pub struct Chain {
     namespace: String,

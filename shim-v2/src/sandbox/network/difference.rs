@@ -38,6 +38,8 @@ pub struct Item {
 /// The kinds of things.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A VRF.
+    Vrf,
     /// The settings of a link.
     Link {
         /// Its number in the guest.
@@ -45,6 +47,8 @@ pub enum Kind {
         /// Its name.
         name: String,
     },
+    /// That a link is a port of a VRF.
+    Port,
     /// That a link is up.
     Up,
     /// An address.
@@ -87,7 +91,10 @@ impl Item {
 
     /// Whether its end takes something else away.
     fn sweeps(&self) -> bool {
-        matches!(self.kind, Kind::Link { .. } | Kind::Up | Kind::Address)
+        matches!(
+            self.kind,
+            Kind::Vrf | Kind::Link { .. } | Kind::Port | Kind::Up | Kind::Address
+        )
     }
 }
 
@@ -145,9 +152,13 @@ impl Difference {
                 None => Effect::Add(number),
             };
             let adds = effect != Effect::Again(number);
-            // With another MTU or Ethernet address a link may lose what it has.
-            let changes = effect == Effect::Change(number);
-            sweeping |= changes && matches!(item.kind, Kind::Link { .. });
+            sweeping |= match item.kind {
+                // With another MTU or Ethernet address a link may lose what it has.
+                Kind::Link { .. } => effect == Effect::Change(number),
+                // A link that joins a VRF goes down for a moment.
+                Kind::Port => adds,
+                _ => false,
+            };
             if adds || sweeping && item.is_swept() {
                 let step = step(item.what.clone(), item.add.clone(), effect);
                 difference.additions.push(step);
@@ -201,8 +212,13 @@ fn free_names(wanted: &[Item], guest: &[GuestLink]) -> Vec<Step> {
 pub fn out_of_the_way(index: u32) -> RouteNetlinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
-    message.attributes = vec![LinkAttribute::IfName(format!("husk{index}"))];
+    message.attributes = vec![LinkAttribute::IfName(unwanted_name(index))];
     RouteNetlinkMessage::SetLink(message)
+}
+
+/// A name for the guest's link `index` that no other is to get.
+pub fn unwanted_name(index: u32) -> String {
+    format!("husk{index}")
 }
 
 /// Notes that nobody knows how far the guest has come on the way to what was `wanted`: it may
@@ -231,7 +247,7 @@ pub fn outcome(
             continue;
         };
         let there = |number: usize| {
-            let adds = matches!(wanted[number].kind, Kind::Route | Kind::Rule);
+            let adds = matches!(wanted[number].kind, Kind::Vrf | Kind::Route | Kind::Rule);
             adds && refusal.errno == EEXIST
         };
         let forgiven = match step.effect {

@@ -86,6 +86,22 @@ fn what_can_be_changed_in_place_is() {
 }
 
 #[test]
+fn what_goes_when_a_link_joins_or_leaves_a_vrf_is_given_again() {
+    let mut in_vrf = pod();
+    in_vrf.insert(0, item("VRF", Kind::Vrf, 1));
+    in_vrf.insert(2, item("port", Kind::Port, 1));
+    let joined = steps(&pod(), &in_vrf);
+    assert_eq!(whats(&joined), ["VRF", "port", "address", "route"]);
+    let left = steps(&in_vrf, &pod());
+    let expected = ["port, removed", "VRF, removed", "address", "route"];
+    assert_eq!(whats(&left), expected);
+    let mut in_other = in_vrf.clone();
+    in_other[2].add = vec![2];
+    let moved = steps(&in_vrf, &in_other);
+    assert_eq!(whats(&moved), ["port", "address", "route"]);
+}
+
+#[test]
 fn names_that_others_are_to_get_are_freed_first() {
     let wanted = [link(2, "eth1"), link(3, "eth0"), link(4, "net1")];
     let guest = [
@@ -188,6 +204,13 @@ fn what_the_guest_may_have_is_given_again_and_taken_away() {
     let (has, complaints) = outcome(&given, pod(), &again, vec![refusal(3, EEXIST)]);
     assert_eq!((has, complaints), (pod(), Vec::new()));
     assert_eq!(steps(&given, &[]).len(), 5);
+    // As with a VRF.
+    let vrf = [item("VRF", Kind::Vrf, 1)];
+    let mut given = Vec::new();
+    doubt(&mut given, vrf.to_vec());
+    let again = steps(&given, &vrf);
+    let (has, complaints) = outcome(&given, vrf.to_vec(), &again, vec![refusal(0, EEXIST)]);
+    assert_eq!((has, complaints), (vrf.to_vec(), Vec::new()));
 }
 
 #[test]

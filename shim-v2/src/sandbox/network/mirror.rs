@@ -15,7 +15,8 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVrf, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
@@ -25,8 +26,8 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
 use super::NetworkError;
-use super::difference::{Item, Kind, out_of_the_way};
-use super::scan::{LOOPBACK, Link, Scan, table};
+use super::difference::{Item, Kind, out_of_the_way, unwanted_name};
+use super::scan::{LOOPBACK, Link, Scan, Vrf, table};
 
 /// Flags of a link that a plugin may have set, besides that it is up.
 const LINK_FLAGS: LinkFlags = LinkFlags::Noarp
@@ -42,6 +43,9 @@ const ADDRESS_FLAGS: AddressFlags = AddressFlags::Homeaddress
 const CLOCK_TICKS: i32 = 100;
 /// Smallest MTU with which a link has IPv6 (RFC 8200, 5).
 const IPV6_MIN_MTU: u32 = 1280;
+/// The numbers of the guest's VRFs are those in the pod's namespace and this bit: known before
+/// they are made, and none that the guest's kernel gives by counting.
+const VRF_INDEX: u32 = 1 << 30;
 
 /// The number of a link in the pod's namespace and that of the guest's device for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,11 +84,17 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
     let mirror = Mirror { scan, pairs };
     let links = || {
         let guest = |link: &Link| mirror.index(link.index);
-        let links = scan.links.iter();
+        let links = scan.all_links();
         links.filter_map(move |link| Some((link, guest(link)?)))
     };
     let up = |(link, _): &(&Link, u32)| link.flags.contains(LinkFlags::Up);
-    let mut items: Vec<Item> = links().map(|(link, index)| set_up(link, index)).collect();
+    // With its first VRF a kernel makes the rule of them all, if there is none yet.
+    let (of_vrfs, rules): (Vec<_>, Vec<_>) = scan.rules.iter().partition(|rule| is_of_vrfs(rule));
+    let mut items: Vec<Item> = of_vrfs.into_iter().map(rule).collect();
+    items.extend(scan.vrfs.iter().map(make_vrf));
+    items.extend(links().map(|(link, index)| set_up(link, index)));
+    // A link that joins loses routes and addresses.
+    items.extend(links().filter_map(|(link, index)| mirror.port(link, index)));
     items.extend(
         links()
             .filter(up)
@@ -96,10 +106,28 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
     // A gateway must be reachable by a route that exists already.
     routes.sort_by_key(|route| has_gateway(route));
     items.extend(routes.into_iter().filter_map(|route| mirror.route(route)));
-    items.extend(scan.rules.iter().map(rule));
+    items.extend(rules.into_iter().map(rule));
     let neighbours = scan.neighbours.iter();
     items.extend(neighbours.filter_map(|neighbour| mirror.neighbour(neighbour)));
     items
+}
+
+fn make_vrf(vrf: &Vrf) -> Item {
+    let mut message = LinkMessage::default();
+    let index = vrf.link.index | VRF_INDEX;
+    message.header.index = index;
+    let remove = RouteNetlinkMessage::DelLink(message.clone());
+    message.attributes = vec![
+        LinkAttribute::IfName(unwanted_name(index)),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vrf),
+            LinkInfo::Data(InfoData::Vrf(vec![InfoVrf::TableId(vrf.table)])),
+        ]),
+    ];
+    let add = RouteNetlinkMessage::NewLink(message);
+    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    let what = format!("VRF {}", vrf.link.name);
+    Item::new(what, Kind::Vrf, (flags, add), remove)
 }
 
 /// All but up: an address of its own would be made at that moment.
@@ -148,6 +176,11 @@ fn bring_up(link: &Link, index: u32) -> Item {
     )
 }
 
+fn is_of_vrfs(rule: &RuleMessage) -> bool {
+    let is_it = |attribute: &RuleAttribute| matches!(attribute, RuleAttribute::L3MDev(true));
+    rule.attributes.iter().any(is_it)
+}
+
 fn rule(rule: &RuleMessage) -> Item {
     let priority = rule
         .attributes
@@ -176,13 +209,30 @@ impl Mirror<'_> {
         if host == LOOPBACK {
             return Some(LOOPBACK);
         }
+        if self.scan.vrfs.iter().any(|vrf| vrf.link.index == host) {
+            return Some(host | VRF_INDEX);
+        }
         let pair = self.pairs.iter().find(|pair| pair.host == host);
         pair.map(|pair| pair.guest)
     }
 
     fn name(&self, host: u32) -> &str {
-        let link = self.scan.links.iter().find(|link| link.index == host);
+        let link = self.scan.all_links().find(|link| link.index == host);
         link.map_or("lo", |link| &link.name)
+    }
+
+    /// `None` for a link that is no port of a VRF.
+    fn port(&self, link: &Link, index: u32) -> Option<Item> {
+        let vrf = link.vrf?;
+        let of = |controller| {
+            let mut message = LinkMessage::default();
+            message.header.index = index;
+            message.attributes = vec![LinkAttribute::Controller(controller)];
+            RouteNetlinkMessage::SetLink(message)
+        };
+        let what = format!("link {}, port of {}", link.name, self.name(vrf));
+        let add = of(self.index(vrf)?);
+        Some(Item::new(what, Kind::Port, (0, add), of(0)))
     }
 
     fn address(&self, address: &AddressMessage) -> Option<Item> {

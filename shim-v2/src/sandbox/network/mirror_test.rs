@@ -14,6 +14,7 @@ fn link(index: u32, name: &str, mac: u8) -> Link {
         flags: LinkFlags::Up | LinkFlags::Multicast | LinkFlags::Running,
         tx_queue_len: Some(1000),
         alias: None,
+        vrf: None,
     }
 }
 
@@ -261,4 +262,68 @@ fn a_rule_is_the_same_whether_its_link_is_there_or_not() {
     scan.rules = vec![attached, detached];
     let items = mirrored((scan, guest));
     assert_eq!(items[2], items[3]);
+}
+
+#[test]
+fn a_vrf_is_made_and_joined_before_there_are_addresses_and_routes() {
+    let (mut scan, guest) = one_link();
+    scan.links[0].vrf = Some(9);
+    let red = link(9, "red", 9);
+    scan.vrfs = vec![Vrf {
+        link: red,
+        table: 1000,
+    }];
+    let mut address = AddressMessage::default();
+    address.header.index = 9;
+    let ip = "127.0.0.1".parse().unwrap();
+    address.attributes = vec![AddressAttribute::Address(ip)];
+    scan.addresses = vec![address];
+    scan.routes = vec![
+        route("10.0.0.0", &[RouteAttribute::Oif(7)]),
+        route("10.1.0.0", &[RouteAttribute::Oif(9)]),
+    ];
+    let of_all = RuleAttribute::Priority(1000);
+    let mut rule = RuleMessage::default();
+    rule.attributes = vec![of_all, RuleAttribute::L3MDev(true)];
+    scan.rules = vec![RuleMessage::default(), rule];
+    let items = mirrored((scan, guest));
+    let expected = [
+        "rule 1000",
+        "VRF red",
+        "link red",
+        "link eth0",
+        "link eth0, port of red",
+        "link red, up",
+        "link eth0, up",
+        "address 127.0.0.1/0 of red",
+        "route 10.0.0.0/24 in table 254",
+        "route 10.1.0.0/24 in table 254",
+        "rule 0",
+    ];
+    assert_eq!(whats(&items), expected);
+    let RouteNetlinkMessage::NewLink(made) = request(&items[1].add) else {
+        panic!("{items:?}");
+    };
+    let index = 9 | VRF_INDEX;
+    assert_eq!(made.header.index, index);
+    let info = LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Vrf),
+        LinkInfo::Data(InfoData::Vrf(vec![InfoVrf::TableId(1000)])),
+    ]);
+    assert!(made.attributes.contains(&info), "{made:?}");
+    let RouteNetlinkMessage::DelLink(removed) = request(&items[1].remove) else {
+        panic!("{items:?}");
+    };
+    assert_eq!((removed.header.index, removed.attributes), (index, vec![]));
+    for (packet, controller) in [(&items[4].add, index), (&items[4].remove, 0)] {
+        let RouteNetlinkMessage::SetLink(port) = request(packet) else {
+            panic!("{items:?}");
+        };
+        assert_eq!(port.header.index, 2);
+        assert_eq!(port.attributes, [LinkAttribute::Controller(controller)]);
+    }
+    let RouteNetlinkMessage::NewRoute(by_vrf) = request(&items[9].add) else {
+        panic!("{items:?}");
+    };
+    assert!(by_vrf.attributes.contains(&RouteAttribute::Oif(index)));
 }

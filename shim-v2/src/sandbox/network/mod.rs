@@ -7,9 +7,9 @@
 //!
 //! Each link that carries the pod's traffic gets a tap, which becomes a network device of the
 //! guest with the link's Ethernet address; what arrives at the one leaves by the other
-//! ([`scan`], [`tap`], [`redirect`]). Names, addresses, routes, rules and neighbours are set in
-//! the guest as they were found ([`mirror`]). In the namespace nothing else is touched: a CNI
-//! plugin finds there what it left.
+//! ([`scan`], [`tap`], [`redirect`]). VRFs are made in the guest, and names, addresses, routes,
+//! rules and neighbours are set there as they were found ([`mirror`]). In the namespace nothing
+//! else is touched: a CNI plugin finds there what it left.
 //!
 //! What the host dials on the namespace's loopback (`kubectl port-forward`) reaches servers in
 //! the guest ([`loopback`], [`forward`]).

@@ -2,10 +2,12 @@
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoData, InfoKind, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
-use netlink_packet_route::route::{RouteAttribute, RouteFlags, RouteMessage, RouteProtocol};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
+};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -23,7 +25,7 @@ const FALLBACK_TUNNELS: [&str; 9] = [
     "tunl0", "sit0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6tnl0", "ip6gre0",
 ];
 
-/// A link that carries the pod's traffic.
+/// A link that the guest has, too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// Its number in the pod's namespace.
@@ -40,16 +42,29 @@ pub struct Link {
     pub tx_queue_len: Option<u32>,
     /// Its other name.
     pub alias: Option<String>,
+    /// The number of the VRF that it is a port of.
+    pub vrf: Option<u32>,
+}
+
+/// A routing domain of some links. It carries nothing by itself: the guest makes its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vrf {
+    /// It as a link.
+    pub link: Link,
+    /// The routing table of its ports.
+    pub table: u32,
 }
 
 /// All that the guest is to have.
 #[derive(Debug, Default)]
 pub struct Scan {
-    /// In the order in which they came to be.
+    /// Those that carry the pod's traffic, in the order in which they came to be.
     pub links: Vec<Link>,
+    /// In the same order.
+    pub vrfs: Vec<Vrf>,
     /// The links that a guest cannot have though they are up.
     pub problems: Vec<NetworkError>,
-    /// Of these links and of lo.
+    /// Of these links, the VRFs and lo.
     pub addresses: Vec<AddressMessage>,
     /// In the order of the kernel's tables.
     pub routes: Vec<RouteMessage>,
@@ -74,12 +89,9 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
         Message::NewLink(link) => Some(link),
         _ => None,
     });
-    let (links, problems) = carried(links);
-    if links.is_empty() {
-        return Ok(Scan {
-            problems,
-            ..Scan::default()
-        });
+    let mut scan = carried(links);
+    if scan.all_links().next().is_none() {
+        return Ok(scan);
     }
     let addresses = list("addresses", Message::GetAddress(AddressMessage::default()))?;
     let routes = list("routes", Message::GetRoute(RouteMessage::default()))?;
@@ -88,11 +100,6 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
         "neighbours",
         Message::GetNeighbour(NeighbourMessage::default()),
     )?;
-    let mut scan = Scan {
-        links,
-        problems,
-        ..Scan::default()
-    };
     for message in [addresses, routes, rules, neighbours].into_iter().flatten() {
         match message {
             Message::NewAddress(address) if scan.wants_address(&address) => {
@@ -109,51 +116,58 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
     Ok(scan)
 }
 
-/// The links that carry the pod's traffic, oldest first, and those that should and cannot. One
-/// that is down is carried, too, for the time when it is up; that it cannot be is no problem.
-fn carried(links: impl Iterator<Item = LinkMessage>) -> (Vec<Link>, Vec<NetworkError>) {
+/// The links that the guest is to have, oldest first, and those that it should have and cannot.
+/// One that is down is carried, too, for the time when it is up; that it cannot be is no problem.
+fn carried(links: impl Iterator<Item = LinkMessage>) -> Scan {
     let links: Vec<LinkMessage> = links.collect();
-    let carries_its_ports = |index| {
+    let kind_of = |index| {
         let of_index = links.iter().find(|link| link.header.index == index);
-        matches!(of_index.and_then(kind), Some(InfoKind::Bridge))
+        of_index.and_then(kind)
     };
-    let (mut carried, mut problems) = (Vec::new(), Vec::new());
+    let mut scan = Scan::default();
     for message in &links {
-        let link = Link::of(message);
+        let mut link = Link::of(message);
+        let (kind, controller) = (kind(message), controller(message));
         let fallback = FALLBACK_TUNNELS.contains(&link.name.as_str());
-        let ours = matches!(kind(message), Some(InfoKind::Tun)) && tap::is_ours(&link.name);
+        let ours = matches!(kind, Some(InfoKind::Tun)) && tap::is_ours(&link.name);
         if link.flags.contains(LinkFlags::Loopback) || fallback || ours {
             continue;
         }
-        // What comes in by a port is the bridge's, which is the guest's.
-        if controller(message).is_some_and(carries_its_ports) {
+        if matches!(kind, Some(InfoKind::Vrf)) {
+            let table = vrf_table(message).unwrap_or_default();
+            scan.vrfs.push(Vrf { link, table });
             continue;
         }
-        let kind = kind(message);
+        match controller.and_then(kind_of) {
+            // What comes in by a port is the bridge's, which is the guest's.
+            Some(InfoKind::Bridge) => continue,
+            // The VRF only says by which table its ports are routed.
+            Some(InfoKind::Vrf) => link.vrf = controller,
+            _ => {}
+        }
         let problem = if message.header.link_layer_type != LinkLayerType::Ether {
             Some(format!(
                 "is no Ethernet link but one of type {:?}",
                 message.header.link_layer_type
             ))
-        } else if matches!(
-            kind,
-            Some(InfoKind::Vrf | InfoKind::Tun | InfoKind::MacVtap)
-        ) {
+        } else if matches!(kind, Some(InfoKind::Tun | InfoKind::MacVtap)) {
             kind.map(|kind| format!("is of kind {kind}"))
         } else {
-            controller(message).map(|index| format!("is a port of link {index}"))
+            let controller = controller.filter(|_| link.vrf.is_none());
+            controller.map(|index| format!("is a port of link {index}"))
         };
         match problem {
-            None => carried.push(link),
+            None => scan.links.push(link),
             Some(problem) if link.flags.contains(LinkFlags::Up) => {
                 let name = link.name;
-                problems.push(NetworkError::Link { name, problem });
+                scan.problems.push(NetworkError::Link { name, problem });
             }
             Some(problem) => log::debug!("link {} is not carried: it {problem}", link.name),
         }
     }
-    carried.sort_by_key(|link| link.index);
-    (carried, problems)
+    scan.links.sort_by_key(|link| link.index);
+    scan.vrfs.sort_by_key(|vrf| vrf.link.index);
+    scan
 }
 
 impl Link {
@@ -166,6 +180,7 @@ impl Link {
             flags: message.header.flags,
             tx_queue_len: None,
             alias: None,
+            vrf: None,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -183,15 +198,30 @@ impl Link {
     }
 }
 
-fn kind(message: &LinkMessage) -> Option<&InfoKind> {
-    let infos = message.attributes.iter().find_map(|attribute| {
+fn infos(message: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
+    let infos = message.attributes.iter().filter_map(|attribute| {
         let LinkAttribute::LinkInfo(infos) = attribute else {
             return None;
         };
         Some(infos)
-    })?;
-    infos.iter().find_map(|info| match info {
+    });
+    infos.flatten()
+}
+
+fn kind(message: &LinkMessage) -> Option<&InfoKind> {
+    infos(message).find_map(|info| match info {
         LinkInfo::Kind(kind) => Some(kind),
+        _ => None,
+    })
+}
+
+fn vrf_table(message: &LinkMessage) -> Option<u32> {
+    let vrf = infos(message).find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vrf(vrf)) => Some(vrf),
+        _ => None,
+    })?;
+    vrf.iter().find_map(|attribute| match attribute {
+        InfoVrf::TableId(table) => Some(*table),
         _ => None,
     })
 }
@@ -206,8 +236,14 @@ fn controller(message: &LinkMessage) -> Option<u32> {
 }
 
 impl Scan {
+    /// The VRFs, and the links that carry the pod's traffic.
+    pub fn all_links(&self) -> impl Iterator<Item = &Link> {
+        let vrfs = self.vrfs.iter().map(|vrf| &vrf.link);
+        vrfs.chain(&self.links)
+    }
+
     fn carries(&self, index: u32) -> bool {
-        self.links.iter().any(|link| link.index == index)
+        self.all_links().any(|link| link.index == index)
     }
 
     /// Of lo the guest has its usual ones already.
@@ -231,9 +267,13 @@ fn is_ip(family: AddressFamily) -> bool {
     matches!(family, AddressFamily::Inet | AddressFamily::Inet6)
 }
 
-/// Cached routes are no configuration, and the guest's kernel fills the local table itself.
+/// Cached routes are no configuration, and the guest's kernel makes those to its own addresses
+/// itself: in the local table, or in that of a VRF.
 fn wants_route(route: &RouteMessage) -> bool {
-    let own = table(route) == LOCAL_TABLE && route.header.protocol == RouteProtocol::Kernel;
+    use RouteType::{Anycast, Broadcast, Local, Multicast};
+    let to_itself = matches!(route.header.kind, Local | Broadcast | Anycast | Multicast);
+    let own = route.header.protocol == RouteProtocol::Kernel
+        && (to_itself || table(route) == LOCAL_TABLE);
     is_ip(route.header.address_family) && !own && !route.header.flags.contains(RouteFlags::Cloned)
 }
 

@@ -32,7 +32,7 @@ fn links_are_carried_in_the_order_they_came_to_be() {
     let late = of_kind(message(9, "net1", up), InfoKind::MacVlan);
     let first = of_kind(message(3, "eth0", up), InfoKind::Veth);
     let down = of_kind(message(5, "net2", LinkFlags::empty()), InfoKind::Dummy);
-    let (links, _) = carried([lo, tunnel, late, down, first].into_iter());
+    let links = carried([lo, tunnel, late, down, first].into_iter()).links;
     assert_eq!(names(&links), ["eth0", "net2", "net1"]);
     assert_eq!((links[0].mac, links[0].mtu), ([2, 0, 0, 0, 0, 3], 1450));
 }
@@ -42,17 +42,47 @@ fn a_bridge_is_carried_and_its_ports_are_not() {
     let mut port = message(2, "port", LinkFlags::Up);
     port.attributes.push(LinkAttribute::Controller(3));
     let bridge = of_kind(message(3, "br0", LinkFlags::Up), InfoKind::Bridge);
-    let (links, _) = carried([port, bridge].into_iter());
+    let links = carried([port, bridge].into_iter()).links;
     assert_eq!(names(&links), ["br0"]);
+}
+
+#[test]
+fn a_vrf_is_the_guests_own_and_its_ports_are_carried() {
+    let of_red = |mut port: LinkMessage| {
+        port.attributes.push(LinkAttribute::Controller(6));
+        port
+    };
+    let eth0 = of_red(message(3, "eth0", LinkFlags::Up));
+    // Its own ports are none of the guest's.
+    let bridge = of_red(of_kind(message(4, "br0", LinkFlags::Up), InfoKind::Bridge));
+    let mut port = message(5, "port", LinkFlags::Up);
+    port.attributes.push(LinkAttribute::Controller(4));
+    let mut red = message(6, "red", LinkFlags::empty());
+    let data = InfoData::Vrf(vec![InfoVrf::TableId(1000)]);
+    red.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Vrf),
+        LinkInfo::Data(data),
+    ]));
+    let net1 = message(7, "net1", LinkFlags::Up);
+    let scan = carried([eth0, bridge, port, red, net1].into_iter());
+    assert_eq!(names(&scan.links), ["eth0", "br0", "net1"]);
+    let vrfs: Vec<_> = scan.links.iter().map(|link| link.vrf).collect();
+    assert_eq!(vrfs, [Some(6), Some(6), None]);
+    assert_eq!(scan.vrfs.len(), 1);
+    assert_eq!(
+        (scan.vrfs[0].link.name.as_str(), scan.vrfs[0].table),
+        ("red", 1000)
+    );
+    assert!(scan.carries(6) && scan.problems.is_empty());
 }
 
 #[test]
 fn our_taps_are_none_of_the_pods_links() {
     let tap = |name| of_kind(message(8, name, LinkFlags::Up), InfoKind::Tun);
-    let (links, problems) = carried([tap("husk7")].into_iter());
-    assert!(links.is_empty() && problems.is_empty());
-    let (_, problems) = carried([tap("huskies")].into_iter());
-    assert_eq!(problems.len(), 1);
+    let scan = carried([tap("husk7")].into_iter());
+    assert!(scan.links.is_empty() && scan.problems.is_empty());
+    let scan = carried([tap("huskies")].into_iter());
+    assert_eq!(scan.problems.len(), 1);
 }
 
 #[test]
@@ -61,18 +91,18 @@ fn a_link_that_cannot_be_carried_is_named_if_it_is_up() {
     wireguard.header.link_layer_type = LinkLayerType::None;
     let mut port = message(5, "port", LinkFlags::empty());
     port.attributes.push(LinkAttribute::Controller(9));
-    let vrf = of_kind(message(6, "red", LinkFlags::empty()), InfoKind::Vrf);
+    let macvtap = of_kind(message(6, "tap0", LinkFlags::empty()), InfoKind::MacVtap);
     for (mut link, words) in [
         (wireguard, "Ethernet"),
         (port, "port of link 9"),
-        (vrf, "vrf"),
+        (macvtap, "macvtap"),
     ] {
-        let (links, problems) = carried([link.clone()].into_iter());
-        assert!(links.is_empty() && problems.is_empty());
+        let scan = carried([link.clone()].into_iter());
+        assert!(scan.links.is_empty() && scan.problems.is_empty());
         link.header.flags = LinkFlags::Up;
-        let (links, problems) = carried([link].into_iter());
-        let error = problems[0].to_string();
-        assert!(links.is_empty() && error.contains(words), "{error}");
+        let scan = carried([link].into_iter());
+        let error = scan.problems[0].to_string();
+        assert!(scan.links.is_empty() && error.contains(words), "{error}");
     }
 }
 
@@ -90,6 +120,12 @@ fn routes_of_all_tables_are_wanted_but_those_the_guest_makes_itself() {
     assert!(wants_route(&route(100, RouteProtocol::Boot)));
     assert!(wants_route(&route(255, RouteProtocol::Static)));
     assert!(!wants_route(&route(255, RouteProtocol::Kernel)));
+    // In the table of a VRF.
+    let mut local = route(100, RouteProtocol::Kernel);
+    local.header.kind = RouteType::Local;
+    assert!(!wants_route(&local));
+    local.header.protocol = RouteProtocol::Static;
+    assert!(wants_route(&local));
     let mut wide = route(252, RouteProtocol::Static);
     wide.attributes = vec![RouteAttribute::Table(1000)];
     assert_eq!(table(&wide), 1000);
@@ -130,10 +166,7 @@ fn the_rules_every_namespace_has_are_not_wanted() {
 
 #[test]
 fn of_lo_only_what_somebody_added_is_wanted() {
-    let scan = Scan {
-        links: carried([message(3, "eth0", LinkFlags::Up)].into_iter()).0,
-        ..Scan::default()
-    };
+    let scan = carried([message(3, "eth0", LinkFlags::Up)].into_iter());
     let address = |index, ip: &str| {
         let mut address = AddressMessage::default();
         address.header.family = AddressFamily::Inet;
@@ -149,10 +182,7 @@ fn of_lo_only_what_somebody_added_is_wanted() {
 
 #[test]
 fn only_permanent_neighbours_are_wanted() {
-    let scan = Scan {
-        links: carried([message(3, "eth0", LinkFlags::Up)].into_iter()).0,
-        ..Scan::default()
-    };
+    let scan = carried([message(3, "eth0", LinkFlags::Up)].into_iter());
     let mut neighbour = NeighbourMessage::default();
     neighbour.header.family = AddressFamily::Inet;
     neighbour.header.ifindex = 3;

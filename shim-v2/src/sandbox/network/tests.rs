@@ -398,22 +398,53 @@ const GUEST: &str = "
     for link in c d e; do ip link set dev $link up; done
     ip link del unused";
 
+/// The same with a VRF; what is a port of one has its routes in one table.
+const POD_WITH_VRF: &str = "
+    ip link set lo up
+    ip link add eth0 type veth peer name a
+    ip link add net1 type veth peer name b
+    ip link set eth0 address 02:00:00:00:00:07
+    ip link set net1 address 02:00:00:00:00:08
+    ip link add red type vrf table 1000
+    ip link set red address 02:00:00:00:00:09 up
+    for link in eth0 net1 a b; do ip link set dev $link up; done
+    ip link set net1 master red
+    ip address add 127.0.0.1/8 dev red
+    ip address add 10.77.0.2/24 dev eth0
+    ip address add 10.78.0.2/24 brd + dev net1
+    ip address add fd78::2/64 dev net1 nodad
+    ip route add default via 10.77.0.1
+    ip route add default via 10.78.0.1 table 1000
+    ip -6 route add default via fd78::1 table 1000
+    ip route add unreachable 10.99.0.0/16 table 1000
+    ip route add 10.98.0.0/16 dev red";
+
 #[test]
 fn a_guest_that_was_told_has_what_was_told() {
+    tell(POD, "needs iproute2 and policy routing");
+}
+
+#[test]
+fn a_guest_that_was_told_of_a_vrf_has_it() {
+    tell(POD_WITH_VRF, "needs iproute2 and VRFs");
+}
+
+/// Tells a guest of the network that a script makes.
+fn tell(script: &str, needs: &str) {
     let [pod, guest] = [Namespace::new(), Namespace::new()];
     let (Some(pod), Some(guest)) = (pod, guest) else {
         eprintln!("skipped: needs root and /dev/net/tun");
         return;
     };
-    if !pod.ip(POD) || !guest.ip(GUEST) {
-        eprintln!("skipped: needs iproute2 and policy routing");
+    if !pod.ip(script) || !guest.ip(GUEST) {
+        eprintln!("skipped: {needs}");
         return;
     }
     let mut scan = within(&pod.path, scan::scan).unwrap();
     // The other ends are none of the pod's.
     scan.links
         .retain(|link| ["eth0", "net1"].contains(&link.name.as_str()));
-    let ours: Vec<u32> = scan.links.iter().map(|link| link.index).collect();
+    let ours: Vec<u32> = scan.all_links().map(|link| link.index).collect();
     scan.addresses
         .retain(|address| address.header.index == 1 || ours.contains(&address.header.index));
     let listed = || within(&guest.path, scan::scan).unwrap();
@@ -428,6 +459,11 @@ fn a_guest_that_was_told_has_what_was_told() {
     let there: Vec<GuestLink> = became.links.iter().map(guest_link).collect();
     let again = mirror::items(&became, &mirror::pair(&became.links, &there).unwrap());
     assert_eq!(sorted(&again), sorted(&given));
+    // And has it no longer when it was told so.
+    for step in Difference::between(&given, &[]).steps(&[], &there) {
+        apply(&guest, &step.change);
+    }
+    assert_eq!(listed().vrfs, []);
 }
 
 fn guest_link(link: &scan::Link) -> GuestLink {
