@@ -1,11 +1,12 @@
 //! The pod's network: the guest's devices, and the changes to them that the shim asks for.
 //!
 //! The shim knows what the pod's network namespace holds and words it as requests of
-//! rtnetlink(7); the agent hands them to the kernel, one by one, and reads each answer.
+//! rtnetlink(7), and as kernel parameters; the agent hands them to the kernel, one by one, and
+//! reads each answer.
 //! The kernel carries a request out while it is sent: nothing here ever waits.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -20,6 +21,8 @@ use crate::sys;
 
 /// Where the kernel lists its network devices.
 const DEVICES: &str = "/sys/class/net";
+/// Where it keeps its parameters.
+const PARAMETERS: &str = "/proc/sys";
 /// Room for an answer: an error number, the header it answers, a text.
 const ANSWER: usize = 4096;
 /// Length of a message's header (`struct nlmsghdr`) and of an attribute's.
@@ -102,7 +105,11 @@ pub fn configure(changes: &[NetworkChange]) -> Result<Vec<NetworkRefusal>, Error
     let mut kernel = Kernel::open()?;
     let mut refusals = Vec::new();
     for (number, change) in (0..).zip(changes) {
-        if let Err((errno, text)) = kernel.ask(&change.request)? {
+        let done = match change.parameter {
+            true => set_parameter(&change.request),
+            false => kernel.ask(&change.request)?,
+        };
+        if let Err((errno, text)) = done {
             let what = change.what.clone();
             let error = Error::Network { what, errno, text };
             refusals.push(NetworkRefusal {
@@ -114,6 +121,22 @@ pub fn configure(changes: &[NetworkChange]) -> Result<Vec<NetworkRefusal>, Error
         }
     }
     Ok(refusals)
+}
+
+/// Writes a kernel parameter: its file below [`PARAMETERS`], an equals sign and its value.
+fn set_parameter(request: &[u8]) -> Result<(), (Errno, String)> {
+    let (file, value) = str::from_utf8(request)
+        .ok()
+        .and_then(|text| text.split_once('='))
+        .ok_or((Errno::EINVAL, String::new()))?;
+    let opened = File::options()
+        .write(true)
+        .open(Path::new(PARAMETERS).join(file));
+    let written = opened.and_then(|mut file| file.write_all(value.as_bytes()));
+    written.map_err(|error| {
+        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        (errno, String::new())
+    })
 }
 
 /// A conversation with the kernel's network.
@@ -243,6 +266,37 @@ mod tests {
             assert!(std::net::TcpStream::connect(address).is_err());
             loopback_up().unwrap();
             assert!(std::net::TcpStream::connect(address).is_ok());
+        };
+        std::thread::spawn(inside).join().unwrap();
+    }
+
+    #[test]
+    fn a_parameter_is_written_or_refused() {
+        let change = |request: &[u8]| NetworkChange {
+            what: "it".into(),
+            request: request.to_owned(),
+            parameter: true,
+            ..Default::default()
+        };
+        let inside = move || {
+            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+                eprintln!("skipped: needs root");
+                return;
+            }
+            let changes = [
+                change(b"net/core/somaxconn=500"),
+                change(b"net/core/never_there=1"),
+                change(b"net/core/somaxconn=many"),
+                change(b"net/core/somaxconn"),
+                change(&[0xff]),
+            ];
+            let refusals = configure(&changes).unwrap();
+            let refused: Vec<_> = refusals.iter().map(|one| (one.change, one.errno)).collect();
+            let invalid = libc::EINVAL;
+            assert_eq!(refused[0], (1, libc::ENOENT));
+            assert_eq!(refused[1..], [(2, invalid), (3, invalid), (4, invalid)]);
+            let value = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+            assert_eq!(value, "500\n");
         };
         std::thread::spawn(inside).join().unwrap();
     }

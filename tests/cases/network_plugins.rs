@@ -1,7 +1,10 @@
 //! CNI's own plugins: whatever link they make, the guest has it, and they find it as they left it.
 
+use std::time::Instant;
+
 use husk_tests::Node;
 use husk_tests::network::{Chain, DUMP, Namespace, lines, node, same, told};
+use husk_tests::process::DEADLINE;
 use serde_json::{Value, json};
 
 /// Addresses from a range of the plugin's own, with a default route for one of them only.
@@ -228,4 +231,87 @@ fn a_vrf_is_the_guests_too_and_follows() {
     for chain in &chains {
         chain.del();
     }
+}
+
+/// Tells the kernel parameters of a network and of its links. Left out are those that our kernel
+/// is built without, those of its own making (no address by itself) and what it counts.
+const PARAMETERS: &str = "cd /proc/sys/net; grep -s . core/somaxconn ipv4/ip_unprivileged_port_start \
+    ipv4/ip_local_port_range ipv4/tcp_keepalive_time ipv4/conf/*/* ipv6/conf/*/* ipv[46]/neigh/*/*_ms |
+    grep -v 'conf/lo\\|neigh/lo\\|neigh/default\\|husk\\|/mtu:\\|mc_forwarding\\|addr_gen_mode\\|rtr_pref\\|rt_info\\|_probe_'";
+
+#[test]
+fn what_tuning_sets_holds_in_the_guest_and_follows() {
+    let _node = Node::enter();
+    let _uplinks = Uplinks(&[]);
+    let namespace = Namespace::new("tuned", "");
+    let add = |interface, subnets: &[&str], sysctl: Value| {
+        let ptp = json!({ "type": "ptp", "ipMasq": false, "ipam": ipam(subnets) });
+        let tuning = json!({ "type": "tuning", "sysctl": sysctl });
+        Chain::add(&namespace, interface, json!([ptp, tuning]))
+    };
+    // Its CHECK knows neither IFNAME nor that blanks are tabs.
+    let set = json!({
+        "net.core.somaxconn": "500",
+        "net.ipv4.ip_unprivileged_port_start": "80",
+        "net.ipv4.ip_local_port_range": "20000\t30000",
+        "net.ipv4.conf.all.arp_ignore": "1",
+        "net.ipv4.conf.eth0.arp_filter": "1",
+        "net.ipv6.conf.eth0.accept_ra": "0",
+        "net.ipv6.neigh.eth0.retrans_time_ms": "500",
+    });
+    let first = add("eth0", &["10.90.1.0/24", "fd90::/64"], set);
+    namespace.settle();
+    assert_eq!(first.verdicts(), ["", ""]);
+    let task = namespace.run();
+    let agreed = || {
+        same(&task, &namespace.path());
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            let guest = lines(&told(&task, PARAMETERS));
+            let there = lines(&namespace.told(PARAMETERS));
+            let missing = guest.iter().filter(|line| !there.contains(line));
+            let missing: Vec<_> = missing.collect();
+            if missing.is_empty() {
+                return guest;
+            }
+            assert!(Instant::now() < deadline, "only in the guest: {missing:#?}");
+        }
+    };
+    let guest = agreed();
+    for set in [
+        "core/somaxconn:500",
+        "ipv4/conf/eth0/arp_filter:1",
+        "ipv6/conf/eth0/accept_ra:0",
+        "ipv6/neigh/eth0/retrans_time_ms:500",
+    ] {
+        assert!(guest.iter().any(|line| line == set), "{set}: {guest:#?}");
+    }
+    assert_eq!(first.verdicts(), ["", ""]);
+    // Another link comes with its own, and with it what was set and taken back meanwhile.
+    namespace.told(
+        "cd /proc/sys/net; echo 4096 >core/somaxconn; echo 0 >ipv4/conf/eth0/arp_filter
+         echo 1 >ipv4/conf/eth0/proxy_arp",
+    );
+    let second = add(
+        "net1",
+        &["10.90.2.0/24", "fd91::/64"],
+        json!({ "net.ipv4.conf.IFNAME.arp_announce": "2", "net.ipv6.conf.IFNAME.disable_ipv6": "1" }),
+    );
+    let guest = agreed();
+    for set in [
+        "core/somaxconn:4096",
+        "ipv4/conf/eth0/arp_filter:0",
+        "ipv4/conf/eth0/proxy_arp:1",
+        "ipv4/conf/net1/arp_announce:2",
+        "ipv6/conf/net1/disable_ipv6:1",
+    ] {
+        assert!(guest.iter().any(|line| line == set), "{set}: {guest:#?}");
+    }
+    for gateway in ["10.90.1.1", "fd90::1", "10.90.2.1"] {
+        told(&task, &format!("ping -c 1 -W 20 {gateway}"));
+    }
+    second.del();
+    agreed();
+    task.destroy();
+    first.del();
 }

@@ -184,7 +184,7 @@ pub async fn boot(
     let pid = vmm.pid().unsigned_abs();
     let ran = async { Ok(hooks.create(&file, pid).await?) };
     unless_over(ran, vmm.gone(), cancelled.clone()).await?;
-    let (nics, mut network) = connect_network(file.clone(), pid, netns_path).await?;
+    let (nics, mut network) = connect_network(file.clone(), pid, netns_path, config).await?;
     let nonce = nonce().map_err(host("read random bytes"))?;
     let document = VmConfig {
         net: nics.iter().enumerate().map(net_config).collect(),
@@ -231,9 +231,11 @@ async fn connect_network(
     file: Arc<StateFile>,
     vmm: u32,
     name: Option<PathBuf>,
+    config: &Config,
 ) -> Result<(Vec<Nic>, Network), BootError> {
     let own = PathBuf::from(format!("/proc/{vmm}/ns/net"));
-    let connect = move || network::connect(file, &own, name);
+    let kernel_params = config.kernel_params.clone();
+    let connect = move || network::connect(file, &own, name, &kernel_params);
     let connected = tokio::task::spawn_blocking(connect).await;
     let network =
         connected.map_err(|error| host("connect the network")(io::Error::other(error)))?;

@@ -15,6 +15,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
 use super::netlink::packet;
+use super::parameters::Parameter;
 
 /// What a removal may answer: it is gone already.
 const GONE: [i32; 4] = [ENOENT, ESRCH, ENODEV, EADDRNOTAVAIL];
@@ -26,7 +27,8 @@ pub struct Item {
     pub what: String,
     /// What kind of thing.
     pub kind: Kind,
-    /// The request that gives it to the guest, or changes it where it can be changed.
+    /// The request that gives it to the guest, or changes it where it can be changed: one of
+    /// rtnetlink(7), or what a kernel parameter is to be.
     pub add: Vec<u8>,
     /// The request that takes it away. Two with the same one are the same thing.
     pub remove: Vec<u8>,
@@ -59,6 +61,11 @@ pub enum Kind {
     Rule,
     /// A permanent neighbour.
     Neighbour,
+    /// A kernel parameter.
+    Parameter {
+        /// It is one link's, and with another one or without it what a kernel begins with.
+        of_link: bool,
+    },
 }
 
 impl Item {
@@ -78,6 +85,20 @@ impl Item {
         }
     }
 
+    /// A kernel parameter.
+    pub fn parameter(parameter: &Parameter) -> Self {
+        let to = |value: &str| format!("{}={value}", parameter.file);
+        Self {
+            what: format!("parameter {}", to(&parameter.value)),
+            kind: Kind::Parameter {
+                of_link: parameter.link.is_some(),
+            },
+            add: to(&parameter.value).into_bytes(),
+            remove: to(parameter.default).into_bytes(),
+            ages: false,
+        }
+    }
+
     /// The same, and it `ages`.
     #[must_use]
     pub fn aging(self, ages: bool) -> Self {
@@ -86,7 +107,16 @@ impl Item {
 
     /// Whether a kernel takes it away with something else.
     fn is_swept(&self) -> bool {
-        matches!(self.kind, Kind::Address | Kind::Route | Kind::Neighbour)
+        matches!(
+            self.kind,
+            Kind::Address | Kind::Route | Kind::Neighbour | Kind::Parameter { of_link: true }
+        )
+    }
+
+    fn step(&self, what: String, request: &[u8], effect: Effect) -> Step {
+        let mut step = step(what, request.to_owned(), effect);
+        step.change.parameter = matches!(self.kind, Kind::Parameter { .. });
+        step
     }
 
     /// Whether its end takes something else away.
@@ -139,9 +169,8 @@ impl Difference {
             if !item.ages && !after.contains(&item.remove[..]) {
                 sweeping |= item.sweeps();
                 let what = format!("{}, removed", item.what);
-                difference
-                    .removals
-                    .push(step(what, item.remove.clone(), Effect::Remove));
+                let step = item.step(what, &item.remove, Effect::Remove);
+                difference.removals.push(step);
             }
         }
         for (number, item) in wanted.iter().enumerate() {
@@ -160,7 +189,7 @@ impl Difference {
                 _ => false,
             };
             if adds || sweeping && item.is_swept() {
-                let step = step(item.what.clone(), item.add.clone(), effect);
+                let step = item.step(item.what.clone(), &item.add, effect);
                 difference.additions.push(step);
             }
         }

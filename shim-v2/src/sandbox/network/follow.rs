@@ -157,9 +157,13 @@ impl Task {
             redirects,
             ..
         } = network;
-        let links = match scan.links.is_empty() {
-            true => None,
-            false => Some(agent.links().await?),
+        let netns = Arc::new(netns);
+        let (scan, links) = if scan.links.is_empty() {
+            (scan, None)
+        } else {
+            let whole = within(&netns, |netns| netns.look_at_parameters(scan));
+            let links = async { Ok(Some(agent.links().await?)) };
+            tokio::try_join!(whole, links)?
         };
         let pairs = mirror::pair(&scan.links, links.as_deref().unwrap_or_default())?;
         let carried = pairs.into_iter().zip(redirects).zip(0..);
@@ -169,7 +173,7 @@ impl Task {
             redirect,
         });
         let mut task = Self {
-            netns: Arc::new(netns),
+            netns,
             events: Events::new(events).map_err(NetworkError::Follow)?,
             nics,
             agent,
@@ -355,14 +359,21 @@ impl Task {
         Ok(unplugged?)
     }
 
-    /// Does `work` in the namespace, off the async threads.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Netns) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, FollowError> {
-        let netns = self.netns.clone();
-        let done = tokio::task::spawn_blocking(move || work(&netns)).await;
-        done.map_err(|_| FollowError::Panicked)?
-            .map_err(FollowError::from)
+        within(&self.netns, work).await
     }
+}
+
+/// Does `work` in the namespace, off the async threads.
+async fn within<T: Send + 'static>(
+    netns: &Arc<Netns>,
+    work: impl FnOnce(&Netns) -> Result<T, NetworkError> + Send + 'static,
+) -> Result<T, FollowError> {
+    let netns = netns.clone();
+    let done = tokio::task::spawn_blocking(move || work(&netns)).await;
+    done.map_err(|_| FollowError::Panicked)?
+        .map_err(FollowError::from)
 }

@@ -27,6 +27,7 @@ use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
 use super::NetworkError;
 use super::difference::{Item, Kind, out_of_the_way, unwanted_name};
+use super::parameters::Parameter;
 use super::scan::{LOOPBACK, Link, Scan, Vrf, table};
 
 /// Flags of a link that a plugin may have set, besides that it is up.
@@ -95,6 +96,8 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
     items.extend(links().map(|(link, index)| set_up(link, index)));
     // A link that joins loses routes and addresses.
     items.extend(links().filter_map(|(link, index)| mirror.port(link, index)));
+    let parameters = scan.parameters.iter();
+    items.extend(parameters.filter_map(|parameter| mirror.parameter(parameter)));
     items.extend(
         links()
             .filter(up)
@@ -233,6 +236,14 @@ impl Mirror<'_> {
         let what = format!("link {}, port of {}", link.name, self.name(vrf));
         let add = of(self.index(vrf)?);
         Some(Item::new(what, Kind::Port, (0, add), of(0)))
+    }
+
+    /// `None` for one of a link that is not carried.
+    fn parameter(&self, parameter: &Parameter) -> Option<Item> {
+        if let Some(link) = parameter.link {
+            self.index(link)?;
+        }
+        Some(Item::parameter(parameter))
     }
 
     fn address(&self, address: &AddressMessage) -> Option<Item> {

@@ -327,3 +327,27 @@ fn a_vrf_is_made_and_joined_before_there_are_addresses_and_routes() {
     };
     assert!(by_vrf.attributes.contains(&RouteAttribute::Oif(index)));
 }
+
+#[test]
+fn a_parameter_is_written_once_its_link_has_its_name_and_before_it_is_up() {
+    let (mut scan, guest) = one_link();
+    let parameter = |link, file: &str| Parameter {
+        link,
+        file: file.to_owned(),
+        value: "1".to_owned(),
+        default: "0",
+    };
+    scan.parameters = vec![
+        parameter(None, "net/core/x"),
+        parameter(Some(7), "net/ipv4/conf/eth0/y"),
+        parameter(Some(8), "net/ipv4/conf/port/y"),
+    ];
+    let items = mirrored((scan, guest));
+    let [_, of_all, of_link, _] = &items[..] else {
+        panic!("{items:?}");
+    };
+    assert_eq!(of_all.what, "parameter net/core/x=1");
+    assert_eq!(of_link.add, b"net/ipv4/conf/eth0/y=1");
+    assert_eq!(of_link.remove, b"net/ipv4/conf/eth0/y=0");
+    assert_eq!(items[3].what, "link eth0, up");
+}

@@ -8,7 +8,8 @@
 //! Each link that carries the pod's traffic gets a tap, which becomes a network device of the
 //! guest with the link's Ethernet address; what arrives at the one leaves by the other
 //! ([`scan`], [`tap`], [`redirect`]). VRFs are made in the guest, and names, addresses, routes,
-//! rules and neighbours are set there as they were found ([`mirror`]). In the namespace nothing
+//! rules, neighbours and kernel parameters ([`parameters`]) are set there as they were found
+//! ([`mirror`]). In the namespace nothing
 //! else is touched: a CNI plugin finds there what it left.
 //!
 //! What the host dials on the namespace's loopback (`kubectl port-forward`) reaches servers in
@@ -28,10 +29,12 @@ pub mod forward;
 pub mod loopback;
 pub mod mirror;
 pub mod netlink;
+pub mod parameters;
 pub mod redirect;
 pub mod scan;
 pub mod tap;
 
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -172,11 +175,13 @@ pub struct Netns {
     /// VMM, and takes everything along.
     name: Option<PathBuf>,
     file: Arc<StateFile>,
+    /// Kernel parameters that the guest has from its command line, by their files.
+    kept: HashSet<String>,
 }
 
 /// Connects the network namespace `own` of the VMM: scans it, makes the taps and the redirects.
 /// The devices are in the order of [`Scan::links`]. `name` is the path that names it also when
-/// the VMM is gone.
+/// the VMM is gone, `kernel_params` what is on the guest's command line.
 ///
 /// # Errors
 /// See [`NetworkError`]. What was made until then is on record.
@@ -184,12 +189,14 @@ pub fn connect(
     file: Arc<StateFile>,
     own: &Path,
     name: Option<PathBuf>,
+    kernel_params: &str,
 ) -> Result<(Vec<Nic>, Network), NetworkError> {
     let namespace = Namespace::open(own)?;
     let netns = Netns {
         namespace,
         name,
         file,
+        kept: parameters::of_command_line(kernel_params),
     };
     let (events, scan, connected, loopback) = netns.namespace.within(|netlink| {
         // Before the first look, so that nothing is missed between the two.
@@ -228,7 +235,8 @@ impl Netns {
     /// See [`NetworkError`].
     pub fn look(&self) -> Result<(Scan, Vec<u32>), NetworkError> {
         self.namespace.within(|netlink| {
-            let scan = scan::scan(netlink)?;
+            let mut scan = scan::scan(netlink)?;
+            scan.parameters = parameters::read(scan.all_links(), &self.kept);
             let mut redirected = Vec::new();
             for link in &scan.links {
                 let what = "filters";
@@ -238,6 +246,17 @@ impl Netns {
                 }
             }
             Ok((scan, redirected))
+        })
+    }
+
+    /// Adds its kernel parameters to the scan of the boot, for which no device waits.
+    ///
+    /// # Errors
+    /// See [`NetworkError`].
+    pub fn look_at_parameters(&self, mut scan: Scan) -> Result<Scan, NetworkError> {
+        self.namespace.within(|_| {
+            scan.parameters = parameters::read(scan.all_links(), &self.kept);
+            Ok(scan)
         })
     }
 

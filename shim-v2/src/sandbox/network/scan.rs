@@ -12,6 +12,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::netlink::Netlink;
+use super::parameters::Parameter;
 use super::{NetworkError, tap};
 
 /// The index of the loopback interface, in every network namespace.
@@ -72,6 +73,8 @@ pub struct Scan {
     pub rules: Vec<RuleMessage>,
     /// The permanent ones.
     pub neighbours: Vec<NeighbourMessage>,
+    /// Of the namespace and these links; [`scan`] does not look at them.
+    pub parameters: Vec<Parameter>,
 }
 
 /// Reads the namespace of the calling thread.

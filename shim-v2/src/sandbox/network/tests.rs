@@ -174,7 +174,7 @@ fn a_namespace_is_connected_and_left_as_it_was() {
     let file = Arc::new(StateFile::create(dir.path().join("s"), State::default()).unwrap());
     let connect = || {
         let name = Some(namespace.path.clone());
-        connect(file.clone(), &namespace.path, name).unwrap()
+        connect(file.clone(), &namespace.path, name, "").unwrap()
     };
     let (nics, network) = connect();
     assert!(nics.is_empty() && network.scan.links.is_empty());
@@ -221,7 +221,7 @@ async fn links_are_connected_and_let_go_later() {
     let dir = tempfile::tempdir().unwrap();
     let file = Arc::new(StateFile::create(dir.path().join("s"), State::default()).unwrap());
     let name = Some(namespace.path.clone());
-    let (_, network) = connect(file.clone(), &namespace.path, name).unwrap();
+    let (_, network) = connect(file.clone(), &namespace.path, name, "").unwrap();
     let netns = network.netns;
     let events = events::Events::new(network.events).unwrap();
     namespace.add_veth();
@@ -285,9 +285,9 @@ fn lo_of_a_namespace_without_a_name_is_brought_up() {
     let dir = tempfile::tempdir().unwrap();
     let file = Arc::new(StateFile::create(dir.path().join("s"), State::default()).unwrap());
     let named = Some(namespace.path.clone());
-    connect(file.clone(), &namespace.path, named).unwrap();
+    connect(file.clone(), &namespace.path, named, "").unwrap();
     assert!(!is_up());
-    connect(file, &namespace.path, None).unwrap();
+    connect(file, &namespace.path, None, "").unwrap();
     assert!(is_up());
 }
 

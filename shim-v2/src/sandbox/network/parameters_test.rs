@@ -1,0 +1,87 @@
+use std::collections::HashMap;
+
+use netlink_packet_route::link::LinkFlags;
+
+use super::*;
+
+fn link(index: u32, name: &str) -> Link {
+    Link {
+        index,
+        name: name.to_owned(),
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu: 1500,
+        flags: LinkFlags::Up,
+        tx_queue_len: None,
+        alias: None,
+        vrf: None,
+    }
+}
+
+/// What a guest is told of a namespace with links eth0 and eth1, where these files are set.
+fn told_of(set: &[(&str, &str)]) -> Vec<String> {
+    let links = [link(7, "eth0"), link(9, "eth1")];
+    let links = links.each_ref();
+    let everything = told(&links, |_| Some("?".to_owned()));
+    let defaults: HashMap<_, _> = everything
+        .into_iter()
+        .map(|parameter| (parameter.file, parameter.default))
+        .collect();
+    let told = told(&links, |file| {
+        let set = set.iter().find(|(name, _)| file == format!("net/{name}"));
+        let value = set.map(|(_, value)| *value);
+        Some(value.unwrap_or(defaults[file]).to_owned())
+    });
+    let words = |parameter: &Parameter| {
+        let of = parameter.link.map(|link| format!(" of {link}"));
+        let file = parameter.file.trim_start_matches("net/");
+        format!("{file}={}{}", parameter.value, of.unwrap_or_default())
+    };
+    told.iter().map(words).collect()
+}
+
+#[test]
+fn only_what_somebody_set_is_told() {
+    assert!(told_of(&[]).is_empty());
+    let set = [
+        ("ipv6/conf/eth1/accept_ra", "0"),
+        ("core/somaxconn", "500"),
+        ("ipv4/neigh/eth0/retrans_time_ms", "5"),
+    ];
+    let expected = [
+        "core/somaxconn=500",
+        "ipv6/conf/eth1/accept_ra=0 of 9",
+        "ipv4/neigh/eth0/retrans_time_ms=5 of 7",
+    ];
+    assert_eq!(told_of(&set), expected);
+}
+
+#[test]
+fn a_link_keeps_its_own_where_another_is_set_for_all() {
+    let set = [("ipv6/conf/all/disable_ipv6", "1")];
+    let expected = [
+        "ipv6/conf/all/disable_ipv6=1",
+        "ipv6/conf/default/disable_ipv6=0",
+        "ipv6/conf/eth0/disable_ipv6=0 of 7",
+        "ipv6/conf/eth1/disable_ipv6=0 of 9",
+    ];
+    assert_eq!(told_of(&set), expected);
+    let forwarding = told_of(&[("ipv4/conf/all/forwarding", "1")]);
+    assert_eq!(forwarding[0], "ipv4/conf/all/forwarding=1");
+    assert_eq!(forwarding[1], "ipv4/conf/all/accept_redirects=1");
+}
+
+#[test]
+fn what_a_kernel_does_not_have_is_left_out() {
+    assert!(told(&[&link(7, "eth0")], |_| None).is_empty());
+    assert!(told(&[], |_| Some("?".to_owned())).is_empty());
+    assert_eq!(value("net/core/never_there"), None);
+    assert!(value("net/core/somaxconn").unwrap().parse::<u32>().is_ok());
+}
+
+#[test]
+fn the_command_line_keeps_what_it_sets() {
+    let line =
+        "quiet sysctl.net.core.somaxconn=\"5\" sysctl.kernel.sem=\"1 2\" sysctl.net.x a=sysctl.b";
+    let files = ["net/core/somaxconn", "kernel/sem"].map(str::to_owned);
+    assert_eq!(of_command_line(line), HashSet::from(files));
+}
