@@ -1,8 +1,8 @@
 //! The pod's network: the guest's devices, and the changes to them that the shim asks for.
 //!
 //! The shim knows what the pod's network namespace holds and words it as requests of
-//! rtnetlink(7), and as kernel parameters; the agent hands them to the kernel, one by one, and
-//! reads each answer.
+//! rtnetlink(7), packet filters as transactions of nfnetlink, and kernel parameters; the agent
+//! hands them to the kernel, one by one, and reads each answer.
 //! The kernel carries a request out while it is sent: nothing here ever waits.
 
 use std::fs::{self, File};
@@ -12,8 +12,9 @@ use std::path::Path;
 
 use agent_protocol::agent::{Link, NetworkChange, NetworkRefusal};
 use nix::errno::Errno;
+use nix::sys::socket::sockopt::SndBufForce;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket,
 };
 
 use crate::error::Error;
@@ -90,32 +91,37 @@ pub fn loopback_up() -> Result<(), Error> {
     request.extend([0; 4]);
     request.extend(1_u32.to_ne_bytes());
     request.extend([up, up].concat());
-    let refused = Kernel::open()?.ask(&request)?.err();
-    refused.map_or(Ok(()), |(errno, text)| {
-        Err(Error::Network {
-            what: "link lo, up".to_owned(),
-            errno,
-            text,
-        })
+    let mut kernel = Kernel::open(SockProtocol::NetlinkRoute)?;
+    kernel.ask(&request)?.map_err(|refusal| Error::Network {
+        what: "link lo, up".to_owned(),
+        errno: refusal.errno,
+        text: refusal.text,
     })
 }
 
 /// Has the kernel carry out the changes in order. Returns those that it refused.
 pub fn configure(changes: &[NetworkChange]) -> Result<Vec<NetworkRefusal>, Error> {
-    let mut kernel = Kernel::open()?;
+    let mut kernel = Kernel::open(SockProtocol::NetlinkRoute)?;
     let mut refusals = Vec::new();
     for (number, change) in (0..).zip(changes) {
-        let done = match change.parameter {
-            true => set_parameter(&change.request),
-            false => kernel.ask(&change.request)?,
+        let done = if change.parameter {
+            set_parameter(&change.request)
+        } else if change.netfilter {
+            Kernel::open(SockProtocol::NetlinkNetFilter)?.transact(&change.request)?
+        } else {
+            kernel.ask(&change.request)?
         };
-        if let Err((errno, text)) = done {
-            let what = change.what.clone();
-            let error = Error::Network { what, errno, text };
+        if let Err(refusal) = done {
+            let error = Error::Network {
+                what: change.what.clone(),
+                errno: refusal.errno,
+                text: refusal.text,
+            };
             refusals.push(NetworkRefusal {
                 change: number,
-                errno: errno as i32,
+                errno: refusal.errno as i32,
                 text: error.to_string(),
+                message: refusal.message,
                 ..Default::default()
             });
         }
@@ -124,19 +130,31 @@ pub fn configure(changes: &[NetworkChange]) -> Result<Vec<NetworkRefusal>, Error
 }
 
 /// Writes a kernel parameter: its file below [`PARAMETERS`], an equals sign and its value.
-fn set_parameter(request: &[u8]) -> Result<(), (Errno, String)> {
+fn set_parameter(request: &[u8]) -> Result<(), Refusal> {
+    let refused = |errno| Refusal {
+        message: 0,
+        errno,
+        text: String::new(),
+    };
     let (file, value) = str::from_utf8(request)
         .ok()
         .and_then(|text| text.split_once('='))
-        .ok_or((Errno::EINVAL, String::new()))?;
+        .ok_or_else(|| refused(Errno::EINVAL))?;
     let opened = File::options()
         .write(true)
         .open(Path::new(PARAMETERS).join(file));
     let written = opened.and_then(|mut file| file.write_all(value.as_bytes()));
-    written.map_err(|error| {
-        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-        (errno, String::new())
-    })
+    written.map_err(|error| refused(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
+}
+
+/// The kernel's word that a request was not carried out.
+#[derive(Debug, PartialEq, Eq)]
+struct Refusal {
+    /// The number of the message.
+    message: u32,
+    errno: Errno,
+    /// The kernel's explanation, if it has one.
+    text: String,
 }
 
 /// A conversation with the kernel's network.
@@ -153,13 +171,13 @@ fn broken(errno: Errno) -> Error {
 }
 
 impl Kernel {
-    fn open() -> Result<Self, Error> {
+    fn open(protocol: SockProtocol) -> Result<Self, Error> {
         // Non-blocking: should an answer be missing, that is an error and no wait.
         let socket = socket(
             AddressFamily::Netlink,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-            SockProtocol::NetlinkRoute,
+            protocol,
         )
         .map_err(broken)?;
         sys::explain_netlink_errors(socket.as_fd()).map_err(broken)?;
@@ -167,8 +185,30 @@ impl Kernel {
         Ok(Self { socket, answer })
     }
 
+    /// Has it carry out a transaction; the inner error is its first refusal. Of what it does not
+    /// refuse it says nothing.
+    fn transact(&mut self, request: &[u8]) -> Result<Result<(), Refusal>, Error> {
+        // It is sent as a whole.
+        setsockopt(&self.socket, SndBufForce, &request.len()).map_err(broken)?;
+        let socket = self.socket.as_raw_fd();
+        send(socket, request, MsgFlags::empty()).map_err(broken)?;
+        let mut first = Ok(());
+        loop {
+            match recv(socket, &mut self.answer, MsgFlags::empty()) {
+                Ok(length) => {
+                    let answer = self.answer.get(..length).unwrap_or_default();
+                    first = first.and_then(|()| acknowledged(answer));
+                }
+                Err(Errno::EAGAIN) => return Ok(first),
+                // Some refusals had no room behind the first ones.
+                Err(Errno::ENOBUFS) => {}
+                Err(errno) => return Err(broken(errno)),
+            }
+        }
+    }
+
     /// Has it carry out a request; the inner error is its refusal.
-    fn ask(&mut self, request: &[u8]) -> Result<Result<(), (Errno, String)>, Error> {
+    fn ask(&mut self, request: &[u8]) -> Result<Result<(), Refusal>, Error> {
         let socket = self.socket.as_raw_fd();
         send(socket, request, MsgFlags::empty()).map_err(broken)?;
         let length = recv(socket, &mut self.answer, MsgFlags::empty()).map_err(broken)?;
@@ -176,8 +216,14 @@ impl Kernel {
     }
 }
 
-/// Reads the answer to a request: its error number and the kernel's explanation, if it has one.
-fn acknowledged(answer: &[u8]) -> Result<(), (Errno, String)> {
+/// Reads the answer to a request.
+fn acknowledged(answer: &[u8]) -> Result<(), Refusal> {
+    let message = answer.get(8..12).and_then(|bytes| bytes.try_into().ok());
+    let refused = |errno, text| Refusal {
+        message: message.map_or(0, u32::from_ne_bytes),
+        errno,
+        text,
+    };
     let kind = answer.get(4..6).and_then(|bytes| bytes.try_into().ok());
     let code = answer.get(HEADER..HEADER + 4);
     let code = code.and_then(|bytes| bytes.try_into().ok());
@@ -186,9 +232,9 @@ fn acknowledged(answer: &[u8]) -> Result<(), (Errno, String)> {
         (Some(NLMSG_ERROR), Some(code)) => {
             let attributes = answer.get(HEADER + 4 + HEADER..).unwrap_or_default();
             let text = explanation(attributes).unwrap_or_default();
-            Err((Errno::from_raw(code.saturating_neg()), text))
+            Err(refused(Errno::from_raw(code.saturating_neg()), text))
         }
-        _ => Err((Errno::EPROTO, String::new())),
+        _ => Err(refused(Errno::EPROTO, String::new())),
     }
 }
 
@@ -212,6 +258,7 @@ mod tests {
     fn answer(kind: u16, code: i32, attributes: &[u8]) -> Vec<u8> {
         let mut answer = vec![0; HEADER];
         answer[4..6].copy_from_slice(&kind.to_ne_bytes());
+        answer[8] = 7;
         answer.extend(code.to_ne_bytes());
         answer.extend([0; HEADER]);
         answer.extend(attributes);
@@ -220,14 +267,19 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_with_its_explanation() {
+        let refusal = |errno, text: &str| Refusal {
+            message: 7,
+            errno,
+            text: text.to_owned(),
+        };
         assert_eq!(acknowledged(&answer(NLMSG_ERROR, 0, &[])), Ok(()));
         let refused = acknowledged(&answer(NLMSG_ERROR, -libc::EEXIST, &[]));
-        assert_eq!(refused, Err((Errno::EEXIST, String::new())));
+        assert_eq!(refused, Err(refusal(Errno::EEXIST, "")));
         // Another attribute of one byte and its padding, then the text.
         let mut attributes = vec![5, 0, 9, 0, 7, 0, 0, 0];
         attributes.extend([7, 0, 1, 0, b'n', b'o', 0]);
         let refused = acknowledged(&answer(NLMSG_ERROR, -libc::EINVAL, &attributes));
-        assert_eq!(refused, Err((Errno::EINVAL, "no".to_owned())));
+        assert_eq!(refused, Err(refusal(Errno::EINVAL, "no")));
     }
 
     #[test]
@@ -266,6 +318,49 @@ mod tests {
             assert!(std::net::TcpStream::connect(address).is_err());
             loopback_up().unwrap();
             assert!(std::net::TcpStream::connect(address).is_ok());
+        };
+        std::thread::spawn(inside).join().unwrap();
+    }
+
+    #[test]
+    fn a_transaction_is_carried_out_or_its_first_refusal_told() {
+        let message = |kind: u16, number: u32, rest: &[u8]| {
+            let mut message = (HEADER as u32 + rest.len() as u32).to_ne_bytes().to_vec();
+            message.extend(kind.to_ne_bytes());
+            message.extend([1, 4]);
+            message.extend(number.to_ne_bytes());
+            message.extend([0; 4]);
+            message.extend(rest);
+            message
+        };
+        // Begin, one request of nftables for the table `t` of family inet, end.
+        let transaction = move |kind: u16| NetworkChange {
+            what: "table".to_owned(),
+            request: [
+                message(0x10, 0, &[0, 0, 0, 10]),
+                message(10 << 8 | kind, 1, &[1, 0, 0, 0, 6, 0, 1, 0, b't', 0, 0, 0]),
+                message(0x11, 2, &[0, 0, 0, 10]),
+            ]
+            .concat(),
+            netfilter: true,
+            ..Default::default()
+        };
+        let inside = move || {
+            if nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).is_err() {
+                eprintln!("skipped: needs root");
+                return;
+            }
+            // NFT_MSG_DELTABLE, NFT_MSG_NEWTABLE and the former again.
+            let changes = [2, 0, 2].map(transaction);
+            match configure(&changes) {
+                Ok(refusals) => {
+                    assert_eq!(refusals.len(), 1);
+                    let refusal = &refusals[0];
+                    assert_eq!((refusal.change, refusal.message), (0, 1));
+                    assert_eq!(refusal.errno, libc::ENOENT);
+                }
+                Err(error) => eprintln!("skipped: {error}"),
+            }
         };
         std::thread::spawn(inside).join().unwrap();
     }

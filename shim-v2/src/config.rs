@@ -32,6 +32,8 @@ pub struct Config {
     pub lsm_labels: LabelPolicy,
     /// What becomes of a container that asks for namespaces of the host.
     pub host_namespaces: HostNamespaces,
+    /// What becomes of the packet filters of a pod's network namespace.
+    pub netfilter: Netfilter,
     /// Whether a pod's annotations may say how large its VM is.
     pub size_annotations: bool,
 }
@@ -56,6 +58,17 @@ pub enum LabelPolicy {
     Ignore,
     /// Create and Exec refuse them by the name of the field.
     Refuse,
+}
+
+/// In its namespace they do not see what a pod sends and receives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Netfilter {
+    /// The guest has them, too.
+    #[default]
+    Carry,
+    /// They are not looked at.
+    Ignore,
 }
 
 /// Names of the log levels.
@@ -96,6 +109,7 @@ impl Default for Config {
             kernel_params: String::new(),
             lsm_labels: LabelPolicy::Ignore,
             host_namespaces: HostNamespaces::Refuse,
+            netfilter: Netfilter::Carry,
             size_annotations: false,
         }
     }
@@ -263,7 +277,7 @@ mod tests {
             "vmm = \"/a\"\nkernel = \"/b\"\ninitramfs = \"/c\"\ndefault_vcpus = 2\n\
              default_memory_mib = 128\nlog_level = \"debug\"\nkernel_params = \"a=b\"\n\
              lsm_labels = \"refuse\"\nhost_namespaces = \"runc\"\n\
-             size_annotations = true\n",
+             netfilter = \"ignore\"\nsize_annotations = true\n",
         );
         let config = config.unwrap();
         assert_eq!(
@@ -275,6 +289,7 @@ mod tests {
         assert_eq!(config.kernel_params, "a=b");
         assert_eq!(config.lsm_labels, LabelPolicy::Refuse);
         assert_eq!(config.host_namespaces, HostNamespaces::Runc);
+        assert_eq!(config.netfilter, Netfilter::Ignore);
         assert!(config.size_annotations);
     }
 

@@ -24,7 +24,7 @@ pub mod forward;
 include!(concat!(env!("OUT_DIR"), "/generated.rs"));
 
 /// Version of this contract; the shim refuses an agent that announces another one.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Host port (CID 2) the agent dials once, to announce itself.
 pub const BELL_PORT: u32 = 1024;

@@ -234,8 +234,8 @@ async fn connect_network(
     config: &Config,
 ) -> Result<(Vec<Nic>, Network), BootError> {
     let own = PathBuf::from(format!("/proc/{vmm}/ns/net"));
-    let kernel_params = config.kernel_params.clone();
-    let connect = move || network::connect(file, &own, name, &kernel_params);
+    let config = config.clone();
+    let connect = move || network::connect(file, &own, name, &config);
     let connected = tokio::task::spawn_blocking(connect).await;
     let network =
         connected.map_err(|error| host("connect the network")(io::Error::other(error)))?;

@@ -14,6 +14,7 @@ use netlink_packet_core::NLM_F_ACK;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 
+use super::netfilter::replay;
 use super::netlink::packet;
 use super::parameters::Parameter;
 
@@ -66,6 +67,8 @@ pub enum Kind {
         /// It is one link's, and with another one or without it what a kernel begins with.
         of_link: bool,
     },
+    /// A table of packet filters. Its requests are transactions of nfnetlink.
+    Filters,
 }
 
 impl Item {
@@ -116,6 +119,7 @@ impl Item {
     fn step(&self, what: String, request: &[u8], effect: Effect) -> Step {
         let mut step = step(what, request.to_owned(), effect);
         step.change.parameter = matches!(self.kind, Kind::Parameter { .. });
+        step.change.netfilter = self.kind == Kind::Filters;
         step
     }
 
@@ -295,7 +299,7 @@ pub fn outcome(
             }
         };
         if !forgiven {
-            complaints.push(refusal.text);
+            complaints.push(complaint(&step.change, refusal));
         }
     }
     // What was refused to change is there as before, and what ages is not taken away.
@@ -316,6 +320,17 @@ pub fn outcome(
     let wanted = wanted.filter(|(number, _)| !missing.contains(number));
     has.extend(wanted.map(|(_, item)| item));
     (has, complaints)
+}
+
+/// Of a transaction it says which part, and what can be done.
+fn complaint(change: &NetworkChange, refusal: NetworkRefusal) -> String {
+    if !change.netfilter {
+        return refusal.text;
+    }
+    let part = replay::part(&change.request, refusal.message);
+    let part = part.map_or_else(String::new, |part| format!(", at {part}"));
+    let text = refusal.text;
+    format!("{text}{part}: take it out of the namespace, or set `netfilter` to \"ignore\"")
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! What changed is not read from the messages. Some of them may be lost when there are many,
 //! which the kernel says too; so whoever follows a namespace looks at it as a whole.
 
+use std::future::pending;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -27,55 +28,104 @@ const GROUPS: i32 = libc::RTMGRP_LINK
     | 1 << (RTNLGRP_IPV6_RULE - 1);
 const RTNLGRP_IPV4_RULE: u32 = 8;
 const RTNLGRP_IPV6_RULE: u32 = 19;
+/// Group of nfnetlink that tells of changes of nftables (`NFNLGRP_NFTABLES`).
+const GROUP_OF_NFTABLES: u32 = 1 << (7 - 1);
 
-/// Opens the socket on which the kernel tells of changes in the calling thread's network
-/// namespace, from now on.
+/// Where the kernel tells of changes.
+#[derive(Debug)]
+pub struct Sockets {
+    /// Of all but packet filters.
+    network: OwnedFd,
+    /// Of those of nftables.
+    filters: Option<OwnedFd>,
+}
+
+/// Has the kernel tell of changes in the calling thread's network namespace, from now on; of
+/// `filters`, too, where that is asked for.
 ///
 /// # Errors
 /// What the kernel says.
-pub fn open() -> io::Result<OwnedFd> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        SockProtocol::NetlinkRoute,
-    )?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS as u32))?;
-    Ok(socket)
+pub fn open(filters: bool) -> io::Result<Sockets> {
+    let open = |protocol, groups| {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Raw,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+            protocol,
+        )?;
+        bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
+        io::Result::Ok(socket)
+    };
+    let filters = filters.then(|| open(SockProtocol::NetlinkNetFilter, GROUP_OF_NFTABLES));
+    // A kernel without such filters does not know the protocol.
+    let filters = filters
+        .transpose()
+        .or_else(|error| match error.raw_os_error() {
+            Some(libc::EPROTONOSUPPORT) => Ok(None),
+            _ => Err(error),
+        })?;
+    let network = open(SockProtocol::NetlinkRoute, GROUPS as u32)?;
+    Ok(Sockets { network, filters })
 }
 
 /// The changes of a namespace, as they are told.
-pub struct Events(AsyncFd<OwnedFd>);
+pub struct Events {
+    network: AsyncFd<OwnedFd>,
+    filters: Option<AsyncFd<OwnedFd>>,
+}
 
 impl Events {
     /// Listens to what [`open`] opened.
     ///
     /// # Errors
     /// If it cannot be waited for.
-    pub fn new(socket: OwnedFd) -> io::Result<Self> {
-        Ok(Self(sys::watchable(socket)?))
+    pub fn new(sockets: Sockets) -> io::Result<Self> {
+        Ok(Self {
+            network: sys::watchable(sockets.network)?,
+            filters: sockets.filters.map(sys::watchable).transpose()?,
+        })
     }
 
     /// Waits until something has changed. May be dropped at any time.
     pub async fn changed(&self) {
-        let told = self.0.async_io(Interest::READABLE, one);
-        if let Err(error) = told.await {
+        let of_filters = async {
+            match &self.filters {
+                Some(filters) => filters.async_io(Interest::READABLE, one).await,
+                None => pending().await,
+            }
+        };
+        let told = tokio::select! {
+            told = self.network.async_io(Interest::READABLE, one) => told,
+            told = of_filters => told,
+        };
+        if let Err(error) = told {
             lost(&error);
         }
+    }
+
+    /// Whether they are told of packet filters, too.
+    pub fn tell_of_filters(&self) -> bool {
+        self.filters.is_some()
     }
 
     /// Whether something has changed, without waiting: what was told until now is then read.
     /// The kernel tells of a change before the call that made it returns.
     pub fn drain(&self) -> bool {
-        let mut changed = false;
-        loop {
-            match one(self.0.get_ref()) {
-                Ok(()) => changed = true,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return changed,
-                Err(error) => {
-                    lost(&error);
-                    return true;
-                }
+        let filters = self.filters.as_ref().map(AsyncFd::get_ref);
+        let changed = drain(self.network.get_ref());
+        filters.is_some_and(drain) || changed
+    }
+}
+
+fn drain(socket: &OwnedFd) -> bool {
+    let mut changed = false;
+    loop {
+        match one(socket) {
+            Ok(()) => changed = true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return changed,
+            Err(error) => {
+                lost(&error);
+                return true;
             }
         }
     }

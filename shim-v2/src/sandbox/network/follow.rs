@@ -183,10 +183,14 @@ impl Task {
             complaints: Vec::new(),
             retry: None,
         };
-        match task.give(&scan, links).await?.into_iter().next() {
-            Some(complaint) => Err(NetworkError::Refused(complaint).into()),
-            None => Ok(task),
+        if let Some(complaint) = task.give(&scan, links).await?.into_iter().next() {
+            return Err(NetworkError::Refused(complaint).into());
         }
+        if let Some(left_out) = scan.filters.left_out() {
+            log::warn!("network: {left_out}");
+            task.complaints.push(left_out);
+        }
+        Ok(task)
     }
 
     async fn serve(
@@ -208,7 +212,8 @@ impl Task {
                 () = self.changed_after(next_look) => None,
             };
             // What was told until now the look will see, and what comes later wakes it again.
-            if self.events.drain() || asked.is_none() || self.retry.is_some() {
+            let untold = self.netns.may_have_new_filters(&self.events);
+            if self.events.drain() || asked.is_none() || self.retry.is_some() || untold {
                 self.catch_up().await;
             }
             match asked {
@@ -255,8 +260,9 @@ impl Task {
 
     async fn look(&mut self) -> Result<Complaints, FollowError> {
         let (scan, redirected) = self.blocking(Netns::look).await?;
+        let unfit = scan.problems.iter().map(|problem| chain(problem));
         let mut complaints = Complaints {
-            unfit: scan.problems.iter().map(|problem| chain(problem)).collect(),
+            unfit: unfit.chain(scan.filters.left_out()).collect(),
             failed: Vec::new(),
         };
         let carried = std::mem::take(&mut self.carried);

@@ -27,6 +27,7 @@ use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 
 use super::NetworkError;
 use super::difference::{Item, Kind, out_of_the_way, unwanted_name};
+use super::netfilter::replay;
 use super::parameters::Parameter;
 use super::scan::{LOOPBACK, Link, Scan, Vrf, table};
 
@@ -89,9 +90,11 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
         links.filter_map(move |link| Some((link, guest(link)?)))
     };
     let up = |(link, _): &(&Link, u32)| link.flags.contains(LinkFlags::Up);
+    // Before anything can pass them.
+    let mut items = replay::items(&scan.filters.tables, |host| mirror.index(host));
     // With its first VRF a kernel makes the rule of them all, if there is none yet.
     let (of_vrfs, rules): (Vec<_>, Vec<_>) = scan.rules.iter().partition(|rule| is_of_vrfs(rule));
-    let mut items: Vec<Item> = of_vrfs.into_iter().map(rule).collect();
+    items.extend(of_vrfs.into_iter().map(rule));
     items.extend(scan.vrfs.iter().map(make_vrf));
     items.extend(links().map(|(link, index)| set_up(link, index)));
     // A link that joins loses routes and addresses.

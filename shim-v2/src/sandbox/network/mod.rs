@@ -8,9 +8,9 @@
 //! Each link that carries the pod's traffic gets a tap, which becomes a network device of the
 //! guest with the link's Ethernet address; what arrives at the one leaves by the other
 //! ([`scan`], [`tap`], [`redirect`]). VRFs are made in the guest, and names, addresses, routes,
-//! rules, neighbours and kernel parameters ([`parameters`]) are set there as they were found
-//! ([`mirror`]). In the namespace nothing
-//! else is touched: a CNI plugin finds there what it left.
+//! rules, neighbours ([`mirror`]), kernel parameters ([`parameters`]) and packet filters
+//! ([`netfilter`]) are set there as they were found. In the namespace nothing else is touched: a
+//! CNI plugin finds there what it left.
 //!
 //! What the host dials on the namespace's loopback (`kubectl port-forward`) reaches servers in
 //! the guest ([`loopback`], [`forward`]).
@@ -28,6 +28,7 @@ pub mod follow;
 pub mod forward;
 pub mod loopback;
 pub mod mirror;
+pub mod netfilter;
 pub mod netlink;
 pub mod parameters;
 pub mod redirect;
@@ -49,11 +50,13 @@ use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use self::events::Events;
 use self::loopback::Loopback;
 use self::netlink::{Netlink, NetlinkError};
 use self::redirect::Redirect;
 use self::scan::{Link, Scan};
 use super::state_file::StateFile;
+use crate::config::{Config, Netfilter};
 use crate::error::chain;
 
 /// How often a namespace is looked at whose links go while the machine is connected to them.
@@ -78,6 +81,9 @@ pub enum NetworkError {
         /// Why.
         source: NetlinkError,
     },
+    /// More packet filters than a guest is given.
+    #[error(transparent)]
+    Filters(#[from] netfilter::TooMany),
     /// Changes cannot be noticed.
     #[error("the pod's network namespace cannot be followed")]
     Follow(#[source] io::Error),
@@ -156,7 +162,7 @@ pub struct Network {
     /// The namespace.
     pub netns: Netns,
     /// Where its later changes are told.
-    pub events: OwnedFd,
+    pub events: events::Sockets,
     /// What is to be set in the guest.
     pub scan: Scan,
     /// What was added to the links, in the order of [`Scan::links`].
@@ -177,11 +183,12 @@ pub struct Netns {
     file: Arc<StateFile>,
     /// Kernel parameters that the guest has from its command line, by their files.
     kept: HashSet<String>,
+    netfilter: Netfilter,
 }
 
 /// Connects the network namespace `own` of the VMM: scans it, makes the taps and the redirects.
 /// The devices are in the order of [`Scan::links`]. `name` is the path that names it also when
-/// the VMM is gone, `kernel_params` what is on the guest's command line.
+/// the VMM is gone.
 ///
 /// # Errors
 /// See [`NetworkError`]. What was made until then is on record.
@@ -189,18 +196,20 @@ pub fn connect(
     file: Arc<StateFile>,
     own: &Path,
     name: Option<PathBuf>,
-    kernel_params: &str,
+    config: &Config,
 ) -> Result<(Vec<Nic>, Network), NetworkError> {
     let namespace = Namespace::open(own)?;
     let netns = Netns {
         namespace,
         name,
         file,
-        kept: parameters::of_command_line(kernel_params),
+        kept: parameters::of_command_line(&config.kernel_params),
+        netfilter: config.netfilter,
     };
     let (events, scan, connected, loopback) = netns.namespace.within(|netlink| {
         // Before the first look, so that nothing is missed between the two.
-        let events = events::open().map_err(NetworkError::Follow)?;
+        let told = config.netfilter == Netfilter::Carry && netfilter::nftables_is_there();
+        let events = events::open(told).map_err(NetworkError::Follow)?;
         if netns.name.is_none() {
             loopback::up(netlink).map_err(NetworkError::Loopback)?;
         }
@@ -235,7 +244,7 @@ impl Netns {
     /// See [`NetworkError`].
     pub fn look(&self) -> Result<(Scan, Vec<u32>), NetworkError> {
         self.namespace.within(|netlink| {
-            let mut scan = scan::scan(netlink)?;
+            let mut scan = self.scan(netlink)?;
             scan.parameters = parameters::read(scan.all_links(), &self.kept);
             let mut redirected = Vec::new();
             for link in &scan.links {
@@ -258,6 +267,20 @@ impl Netns {
             scan.parameters = parameters::read(scan.all_links(), &self.kept);
             Ok(scan)
         })
+    }
+
+    fn scan(&self, netlink: &mut Netlink) -> Result<Scan, NetworkError> {
+        let mut scan = scan::scan(netlink)?;
+        if self.netfilter == Netfilter::Carry && !scan.links.is_empty() {
+            scan.filters = netfilter::read()?;
+        }
+        Ok(scan)
+    }
+
+    /// Whether there may be filters of which nobody tells: the kernel got nftables later.
+    fn may_have_new_filters(&self, events: &Events) -> bool {
+        let carried = self.netfilter == Netfilter::Carry;
+        carried && !events.tell_of_filters() && netfilter::nftables_is_there()
     }
 
     /// Connects a link to a new tap.
@@ -284,7 +307,7 @@ impl Netns {
     fn attach_all(&self, netlink: &mut Netlink) -> Result<(Scan, Vec<Attached>), NetworkError> {
         let mut looks = 0;
         loop {
-            let mut scan = scan::scan(netlink)?;
+            let mut scan = self.scan(netlink)?;
             if let Some(problem) = scan.problems.pop() {
                 return Err(problem);
             }

@@ -1,4 +1,5 @@
-//! A client of the kernel's rtnetlink in the network namespace of the thread that opens it.
+//! A client of the kernel's rtnetlink, or another of its protocols, in the network namespace of
+//! the thread that opens it.
 //!
 //! The kernel carries out a request while it is sent, and writes the next part of a listing
 //! while one is read. So the answer is there when it is looked for, the socket never blocks,
@@ -8,7 +9,8 @@ use std::io;
 
 use netlink_packet_core::{
     DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
-    NetlinkHeader, NetlinkMessage, NetlinkPayload, NlasIterator,
+    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
+    NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::Socket;
@@ -18,7 +20,7 @@ use thiserror::Error;
 /// Room for one packet of answers; the kernel makes them no larger than 32 KiB.
 const BUFFER: usize = 64 * 1024;
 /// How often a listing is begun again when what it lists changed meanwhile.
-const ATTEMPTS: u32 = 10;
+pub const ATTEMPTS: u32 = 10;
 /// Length of a netlink header, which an error repeats.
 const HEADER_LEN: usize = 16;
 /// The attribute of an error that says in words what is wrong (`NLMSGERR_ATTR_MSG`).
@@ -66,7 +68,12 @@ pub struct Netlink {
 impl Netlink {
     /// Opens it in the calling thread's network namespace.
     pub fn open() -> io::Result<Self> {
-        let socket = Socket::new(NETLINK_ROUTE)?;
+        Self::open_protocol(NETLINK_ROUTE)
+    }
+
+    /// The same for another protocol than rtnetlink.
+    pub fn open_protocol(protocol: isize) -> io::Result<Self> {
+        let socket = Socket::new(protocol)?;
         socket.set_non_blocking(true)?;
         // Errors come with a text, and without a copy of the request.
         socket.set_ext_ack(true)?;
@@ -82,7 +89,7 @@ impl Netlink {
     pub fn change(&mut self, flags: u16, request: RouteNetlinkMessage) -> Result<(), NetlinkError> {
         self.send(NLM_F_ACK | flags, request)?;
         loop {
-            for answer in self.receive()? {
+            for answer in self.receive::<RouteNetlinkMessage>()? {
                 if let NetlinkPayload::Error(error) = answer.payload {
                     return acknowledged(&error);
                 }
@@ -91,10 +98,10 @@ impl Netlink {
     }
 
     /// Lists all objects of a kind.
-    pub fn list(
-        &mut self,
-        request: &RouteNetlinkMessage,
-    ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+    pub fn list<M>(&mut self, request: &M) -> Result<Vec<M>, NetlinkError>
+    where
+        M: Clone + NetlinkSerializable + NetlinkDeserializable,
+    {
         for _ in 0..ATTEMPTS {
             if let Some(objects) = self.try_list(request.clone())? {
                 return Ok(objects);
@@ -104,10 +111,10 @@ impl Netlink {
     }
 
     /// `None` if something changed meanwhile, so that an object may be missing.
-    fn try_list(
-        &mut self,
-        request: RouteNetlinkMessage,
-    ) -> Result<Option<Vec<RouteNetlinkMessage>>, NetlinkError> {
+    fn try_list<M>(&mut self, request: M) -> Result<Option<Vec<M>>, NetlinkError>
+    where
+        M: NetlinkSerializable + NetlinkDeserializable,
+    {
         self.send(NLM_F_DUMP, request)?;
         let (mut objects, mut whole) = (Vec::new(), true);
         loop {
@@ -123,14 +130,16 @@ impl Netlink {
         }
     }
 
-    fn send(&mut self, flags: u16, request: RouteNetlinkMessage) -> io::Result<()> {
+    fn send(&mut self, flags: u16, request: impl NetlinkSerializable) -> io::Result<()> {
         self.sequence += 1;
         let packet = packet(flags, self.sequence, request);
         self.socket.send(&packet, 0).map(drop)
     }
 
     /// The messages of one packet that answer the last request.
-    fn receive(&mut self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>, NetlinkError> {
+    fn receive<M: NetlinkDeserializable>(
+        &mut self,
+    ) -> Result<Vec<NetlinkMessage<M>>, NetlinkError> {
         self.buffer.clear();
         self.socket.recv(&mut self.buffer, 0)?;
         let mut messages = Vec::new();
@@ -149,7 +158,7 @@ impl Netlink {
 }
 
 /// A request as the kernel reads it.
-pub fn packet(flags: u16, sequence: u32, request: RouteNetlinkMessage) -> Vec<u8> {
+pub fn packet(flags: u16, sequence: u32, request: impl NetlinkSerializable) -> Vec<u8> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
     header.sequence_number = sequence;

@@ -11,6 +11,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::netfilter::Filters;
 use super::netlink::Netlink;
 use super::parameters::Parameter;
 use super::{NetworkError, tap};
@@ -75,6 +76,8 @@ pub struct Scan {
     pub neighbours: Vec<NeighbourMessage>,
     /// Of the namespace and these links; [`scan`] does not look at them.
     pub parameters: Vec<Parameter>,
+    /// Those of packets, if they are to be carried.
+    pub filters: Filters,
 }
 
 /// Reads the namespace of the calling thread.

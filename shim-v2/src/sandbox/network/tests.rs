@@ -20,7 +20,7 @@ use super::difference::{Difference, Item};
 use super::*;
 
 /// Does `work` in the namespace of a path.
-fn within<T: Send>(
+pub(super) fn within<T: Send>(
     path: &Path,
     work: impl FnOnce(&mut Netlink) -> Result<T, NetworkError> + Send,
 ) -> Result<T, NetworkError> {
@@ -33,15 +33,15 @@ const HEADER: usize = 10;
 const EXPERIMENT: [u8; 2] = [0x88, 0xb5];
 
 /// A namespace with a thread in it. Gone when dropped.
-struct Namespace {
-    path: PathBuf,
+pub(super) struct Namespace {
+    pub(super) path: PathBuf,
     end: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Namespace {
     /// `None` where this user may not have one.
-    fn new() -> Option<Self> {
+    pub(super) fn new() -> Option<Self> {
         let (made, path) = channel();
         let (end, ended) = channel::<()>();
         let thread = thread::spawn(move || {
@@ -174,7 +174,7 @@ fn a_namespace_is_connected_and_left_as_it_was() {
     let file = Arc::new(StateFile::create(dir.path().join("s"), State::default()).unwrap());
     let connect = || {
         let name = Some(namespace.path.clone());
-        connect(file.clone(), &namespace.path, name, "").unwrap()
+        connect(file.clone(), &namespace.path, name, &Config::default()).unwrap()
     };
     let (nics, network) = connect();
     assert!(nics.is_empty() && network.scan.links.is_empty());
@@ -221,7 +221,7 @@ async fn links_are_connected_and_let_go_later() {
     let dir = tempfile::tempdir().unwrap();
     let file = Arc::new(StateFile::create(dir.path().join("s"), State::default()).unwrap());
     let name = Some(namespace.path.clone());
-    let (_, network) = connect(file.clone(), &namespace.path, name, "").unwrap();
+    let (_, network) = connect(file.clone(), &namespace.path, name, &Config::default()).unwrap();
     let netns = network.netns;
     let events = events::Events::new(network.events).unwrap();
     namespace.add_veth();
@@ -285,9 +285,9 @@ fn lo_of_a_namespace_without_a_name_is_brought_up() {
     let dir = tempfile::tempdir().unwrap();
     let file = Arc::new(StateFile::create(dir.path().join("s"), State::default()).unwrap());
     let named = Some(namespace.path.clone());
-    connect(file.clone(), &namespace.path, named, "").unwrap();
+    connect(file.clone(), &namespace.path, named, &Config::default()).unwrap();
     assert!(!is_up());
-    connect(file, &namespace.path, None, "").unwrap();
+    connect(file, &namespace.path, None, &Config::default()).unwrap();
     assert!(is_up());
 }
 
@@ -298,7 +298,7 @@ async fn a_change_is_told_before_it_is_over() {
         return;
     };
     let socket = within(&namespace.path, |_| {
-        events::open().map_err(NetworkError::Follow)
+        events::open(true).map_err(NetworkError::Follow)
     });
     let events = events::Events::new(socket.unwrap()).unwrap();
     assert!(!events.drain());
