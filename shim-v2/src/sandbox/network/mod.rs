@@ -28,6 +28,7 @@ pub mod follow;
 pub mod forward;
 pub mod loopback;
 pub mod mirror;
+mod namespace;
 pub mod netfilter;
 pub mod netlink;
 pub mod parameters;
@@ -36,22 +37,19 @@ pub mod scan;
 pub mod tap;
 
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
 
 use husk_vmm::config::MAX_NICS;
 use nix::net::if_::if_nametoindex;
-use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use self::events::Events;
 use self::loopback::Loopback;
+use self::namespace::Namespace;
 use self::netlink::{Netlink, NetlinkError};
 use self::redirect::Redirect;
 use self::scan::{Link, Scan};
@@ -464,54 +462,6 @@ impl Redirects {
                 result = result.and(remove(netlink, *redirect));
             }
             result
-        })
-    }
-}
-
-/// A network namespace. It exists for as long as this does.
-#[derive(Debug)]
-struct Namespace {
-    path: PathBuf,
-    file: File,
-}
-
-impl Namespace {
-    fn open(path: &Path) -> Result<Self, NetworkError> {
-        let path = path.to_owned();
-        // O_NONBLOCK: should the path name a fifo, this must not hang.
-        let opened = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(&path);
-        match opened {
-            Ok(file) => Ok(Self { path, file }),
-            Err(source) => Err(NetworkError::Enter { path, source }),
-        }
-    }
-
-    fn inode(&self) -> io::Result<u64> {
-        Ok(self.file.metadata()?.ino())
-    }
-
-    /// Does `work` in it, on a thread that never leaves it.
-    fn within<T: Send>(
-        &self,
-        work: impl FnOnce(&mut Netlink) -> Result<T, NetworkError> + Send,
-    ) -> Result<T, NetworkError> {
-        let failed = |source| NetworkError::Enter {
-            path: self.path.clone(),
-            source,
-        };
-        let inside = || {
-            let entered = setns(self.file.as_fd(), CloneFlags::CLONE_NEWNET);
-            entered.map_err(|errno| failed(errno.into()))?;
-            work(&mut Netlink::open().map_err(failed)?)
-        };
-        thread::scope(|scope| {
-            let thread = thread::Builder::new().name("netns".to_owned());
-            let thread = thread.spawn_scoped(scope, inside).map_err(failed)?;
-            let panicked = |_| failed(io::Error::other("the thread in it panicked"));
-            thread.join().map_err(panicked)?
         })
     }
 }

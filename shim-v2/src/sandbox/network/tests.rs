@@ -1,10 +1,12 @@
 //! With the kernel of this machine, in a network namespace of the test's own.
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::iter;
+use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 
 use agent_protocol::agent::{Link as GuestLink, NetworkChange};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage, NetlinkPayload};
@@ -14,6 +16,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::tc::{TcAttribute, TcMessage};
 use nix::poll::{PollFd, PollFlags, poll};
+use nix::sched::CloneFlags;
 
 use super::super::state_file::State;
 use super::difference::{Difference, Item};
