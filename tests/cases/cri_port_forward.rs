@@ -15,18 +15,6 @@ use husk_tests::{Node, Pod, Running, Runtime};
 
 const MIB: usize = 1 << 20;
 
-/// The network namespace of the only pod there is.
-#[track_caller]
-fn namespace() -> String {
-    let entries = fs::read_dir("/run/netns").expect("namespaces with a name");
-    let mut paths = entries.map(|entry| entry.expect("an entry").path());
-    let only = (paths.next(), paths.next());
-    let (Some(path), None) = only else {
-        panic!("not one namespace: {only:?}");
-    };
-    path.to_string_lossy().into_owned()
-}
-
 /// Starts servers in the background, and waits until each listens.
 #[track_caller]
 fn serve(container: &PodContainer<'_>, servers: &[(u16, &str)]) {
@@ -144,7 +132,7 @@ fn each_direction_ends_by_itself() {
             (7002, "nc -ll -p 7002 -e cat"),
         ];
         serve(&container, &servers);
-        let namespace = namespace();
+        let namespace = pod.network_namespace();
         for localhost in ["127.0.0.1", "[::1]"] {
             // Answers when it has heard the end, and not before.
             let server = format!("{localhost}:7001");
@@ -168,7 +156,7 @@ fn a_quarter_of_a_gibibyte_goes_and_comes_back() {
     let pod = Pod::run(Runtime::Husk);
     let container = pod.script("exec sleep infinity");
     serve(&container, &[(7002, "nc -ll -p 7002 -e cat")]);
-    let stream = dial(&namespace(), "127.0.0.1:7002").expect("a server");
+    let stream = dial(&pod.network_namespace(), "127.0.0.1:7002").expect("a server");
     go_and_come_back(&stream, 32);
     pod.remove();
 }
@@ -188,7 +176,7 @@ fn a_port_that_nobody_serves_is_an_error_and_no_wait() {
         );
         assert!(begun.elapsed() < DEADLINE / 2, "{runtime:?}");
         if runtime == Runtime::Husk {
-            let mut stream = dial(&namespace(), "[::1]:9").expect("the shim");
+            let mut stream = dial(&pod.network_namespace(), "[::1]:9").expect("the shim");
             let told = stream.read(&mut [0]).expect_err("nobody serves it");
             assert_eq!(told.kind(), ErrorKind::ConnectionReset);
         }

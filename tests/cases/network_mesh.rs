@@ -1,7 +1,7 @@
 //! What the init container of a service mesh does: connections of the pod go to its sidecar.
 
 use husk_tests::network::{Namespace, told};
-use husk_tests::{Container, Node, Runtime};
+use husk_tests::{Node, Runtime};
 
 /// The node's own programs, of both kinds of iptables.
 const PROGRAMS: [&str; 4] = [
@@ -18,11 +18,7 @@ fn connections_are_redirected_to_a_sidecar() {
         n addr add 10.77.0.2/24 dev eth0; n addr add fd77::2/64 dev eth0 nodad;
         n link set eth0 up; n route add default via 10.77.0.1; n route add default via fd77::1";
     let namespace = Namespace::new("mesh", add);
-    let network = format!("network:{}", namespace.path());
-    let task = Container::new(Runtime::Husk, &["sleep", "infinity"])
-        .with(&["--with-ns", &network, "--privileged", "--null-io"])
-        .with(&["--mount", "type=bind,src=/,dst=/node,options=rbind:ro"])
-        .detach();
+    let task = namespace.run_beside_the_nodes_programs(Runtime::Husk);
     // For the lock of the older kind.
     told(&task, "mount -t tmpfs none /node/run");
     for program in PROGRAMS {

@@ -1,6 +1,6 @@
 //! Network namespaces made by hand, what a network is in words, and CNI's plugins.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -13,7 +13,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
 use crate::process::{self, DEADLINE, Output, Running};
-use crate::{Container, Runtime, Task};
+use crate::{Container, Pod, Runtime, Task};
 
 /// Tells a network in words that two kernels have in common. One program says it in both: the
 /// busybox of the image is the node's. Left out are the numbers of links and what only one has:
@@ -139,6 +139,22 @@ impl Namespace {
         process::run(ip).text()
     }
 
+    /// A container in it that has all rights, and the node's programs besides its own: by
+    /// `chroot /node`.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[track_caller]
+    pub fn run_beside_the_nodes_programs(&self, runtime: Runtime) -> Task {
+        let namespace = format!("network:{}", self.path());
+        let task = Container::new(runtime, &["sleep", "infinity"])
+            .with(&["--with-ns", &namespace, "--privileged", "--null-io"])
+            .with(&["--mount", "type=bind,src=/,dst=/node,options=rbind:ro"])
+            .detach();
+        told(&task, "mount --bind /dev /node/dev");
+        task
+    }
+
     /// A container in it.
     ///
     /// # Panics
@@ -164,6 +180,21 @@ impl Drop for Namespace {
         ip.args(["netns", "del", self.0]);
         process::run(ip);
     }
+}
+
+/// Has a container of [`Namespace::run_beside_the_nodes_programs`] send each datagram back that
+/// comes to a port. The image has no server of datagrams: perl is the node's.
+///
+/// # Panics
+/// If it cannot be started.
+#[track_caller]
+pub fn echo_datagrams(task: &Task, port: u16) {
+    let echo = format!(
+        "socket(S, PF_INET, SOCK_DGRAM, 0); bind(S, sockaddr_in({port}, INADDR_ANY));
+        while ($from = recv(S, $data, 65535, 0)) {{ send(S, $data, 0, $from) }}"
+    );
+    let serve = format!("chroot /node /usr/bin/perl -MSocket -e '{echo}' >/dev/null 2>&1 &");
+    told(task, &serve);
 }
 
 /// What a script prints in a container.
@@ -196,6 +227,8 @@ pub fn same(task: &Task, namespace: &str) -> Vec<String> {
 
 /// Plugins that make an interface, one after the other, as a `.conflist` names them.
 pub struct Chain {
+    network: String,
+    container: String,
     namespace: String,
     interface: &'static str,
     plugins: Vec<Value>,
@@ -213,6 +246,8 @@ impl Chain {
             panic!("a chain is a list: {plugins}")
         };
         let mut chain = Self {
+            network: format!("net-{interface}"),
+            container: "pod".into(),
             namespace: namespace.path(),
             interface,
             plugins,
@@ -223,6 +258,54 @@ impl Chain {
             chain.result = serde_json::from_str(&result.text()).expect("a result");
         }
         chain
+    }
+
+    /// Those of a pod that containerd's CRI service runs, as it has called them: from the record
+    /// that libcni keeps of it.
+    ///
+    /// # Panics
+    /// If there is no record.
+    #[track_caller]
+    pub fn of_pod(network: &str, pod: &Pod) -> Self {
+        let read = |path: String| -> Value {
+            let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+            serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+        };
+        let mut list = read(format!(
+            "/usr/local/lib/node/{network}.d/{network}.conflist"
+        ));
+        let mut record = read(format!("/var/lib/cni/results/{network}-{}-eth0", pod.id()));
+        let mut plugins = list["plugins"].take();
+        let plugins = plugins.as_array_mut().expect("a list");
+        for plugin in &mut *plugins {
+            // What of the pod goes to it is what it says it can do.
+            let capabilities = plugin["capabilities"].as_object().into_iter().flatten();
+            let given = capabilities.map(|(name, _)| {
+                let value = record["capabilityArgs"][name].clone();
+                (name.clone(), value)
+            });
+            plugin["runtimeConfig"] = Value::Object(given.collect());
+        }
+        Self {
+            network: network.into(),
+            container: pod.id().into(),
+            namespace: pod.network_namespace(),
+            interface: "eth0",
+            plugins: plugins.clone(),
+            result: record["result"].take(),
+        }
+    }
+
+    /// The name of the node's end of the link, as the bridge plugin told it.
+    ///
+    /// # Panics
+    /// If no plugin did.
+    #[track_caller]
+    pub fn far_end(&self) -> &str {
+        let interfaces = self.result["interfaces"].as_array().into_iter().flatten();
+        let mut names = interfaces.filter_map(|interface| interface["name"].as_str());
+        let far = names.find(|name| name.starts_with("veth"));
+        far.unwrap_or_else(|| panic!("no veth in {}", self.result))
     }
 
     /// What each says when asked (CHECK) whether all is as it left it; nothing if so.
@@ -248,7 +331,7 @@ impl Chain {
     fn call(&self, verb: &str, mut plugin: Value) -> Output {
         let program = plugin["type"].as_str().expect("a type").to_owned();
         plugin["cniVersion"] = json!("1.0.0");
-        plugin["name"] = json!(format!("net-{}", self.interface));
+        plugin["name"] = json!(self.network);
         if !self.result.is_null() {
             plugin["prevResult"] = self.result.clone();
         }
@@ -256,7 +339,7 @@ impl Chain {
         let mut command = Command::new(plugins.join(program));
         command
             .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", "pod")
+            .env("CNI_CONTAINERID", &self.container)
             .env("CNI_NETNS", &self.namespace)
             .env("CNI_IFNAME", self.interface)
             .env("CNI_PATH", plugins);

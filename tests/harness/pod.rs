@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::containerd;
@@ -133,6 +134,37 @@ impl Pod {
         };
         let answer = self.cri.pod_sandbox_status(request).expect("a status");
         answer.status.expect("a status")
+    }
+
+    /// The path of its network namespace.
+    ///
+    /// # Panics
+    /// If the service does not tell.
+    #[track_caller]
+    pub fn network_namespace(&self) -> String {
+        let request = api::PodSandboxStatusRequest {
+            pod_sandbox_id: self.id.clone(),
+            verbose: true,
+        };
+        let answer = self.cri.pod_sandbox_status(request).expect("a status");
+        let info = answer.info.get("info").expect("what is in it");
+        let info: Value = serde_json::from_str(info).expect("JSON");
+        let namespaces = info["runtimeSpec"]["linux"]["namespaces"].as_array();
+        let mut namespaces = namespaces.into_iter().flatten();
+        let network = namespaces.find(|namespace| namespace["type"] == "network");
+        let path = network.and_then(|network| network["path"].as_str());
+        path.expect("a path").to_owned()
+    }
+
+    /// The addresses that CNI gave it.
+    ///
+    /// # Panics
+    /// If it has no network.
+    #[track_caller]
+    pub fn addresses(&self) -> Vec<String> {
+        let network = self.status().network.expect("a network");
+        let others = network.additional_ips.into_iter().map(|more| more.ip);
+        std::iter::once(network.ip).chain(others).collect()
     }
 
     /// Whether the service calls it ready.

@@ -88,6 +88,21 @@ impl PodPlan {
         })
     }
 
+    /// On a network of both families, on which a pod may have ports of the node: `dual`.
+    ///
+    /// # Panics
+    /// If the plan is not one of [`PodPlan::new`].
+    #[must_use]
+    #[track_caller]
+    pub fn on_both_families(mut self) -> Self {
+        self.handler = match self.handler {
+            "rust" => "rust-dual",
+            "runc" => "runc-dual",
+            other => panic!("no handler like {other} on the network"),
+        };
+        self
+    }
+
     /// Changes what RunPodSandbox is told.
     #[must_use]
     pub fn with(mut self, change: impl FnOnce(&mut api::PodSandboxConfig)) -> Self {
