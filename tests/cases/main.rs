@@ -35,6 +35,7 @@ mod network;
 mod network_bounds;
 mod network_follow;
 mod network_mesh;
+mod network_mtu;
 mod network_netfilter;
 mod network_plugins;
 mod refusals;
