@@ -1,8 +1,11 @@
 //! `ctr task pause` and `resume`.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::net::UdpSocket;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use husk_tests::containerd::Events;
+use husk_tests::network::{Namespace, echo_datagrams};
+use husk_tests::process::DEADLINE;
 use husk_tests::{Container, Node, Runtime, ctr};
 
 /// Counts into a file, some ten times a second.
@@ -126,6 +129,87 @@ fn the_clock_is_the_hosts_before_and_after_a_pause() {
     check("after the pause", 9..18);
     running.close_stdin();
     running.finish().succeeded();
+}
+
+/// Datagrams with a number each, to a server that sends them back.
+struct Numbered {
+    socket: UdpSocket,
+    next: u32,
+}
+
+impl Numbered {
+    #[track_caller]
+    fn to(server: &str) -> Self {
+        let socket = UdpSocket::bind("10.77.0.1:0").expect("a socket");
+        socket.connect(server).expect("a route");
+        let timeout = socket.set_read_timeout(Some(Duration::from_millis(500)));
+        timeout.expect("a timeout");
+        Self { socket, next: 0 }
+    }
+
+    /// Sends so many.
+    fn send(&mut self, count: u32) {
+        for _ in 0..count {
+            // It may tell that an earlier one was refused.
+            drop(self.socket.send(&self.next.to_be_bytes()));
+            self.next += 1;
+        }
+    }
+
+    /// The numbers of those that come back until none has for half a second.
+    fn come_back(&self) -> Vec<u32> {
+        let mut numbers = Vec::new();
+        let mut datagram = [0; 4];
+        while let Ok(4) = self.socket.recv(&mut datagram) {
+            numbers.push(u32::from_be_bytes(datagram));
+        }
+        numbers
+    }
+
+    /// Sends more until the server is seen to be there: the numbers of all that come back.
+    #[track_caller]
+    fn go_on(&mut self) -> Vec<u32> {
+        let deadline = Instant::now() + DEADLINE;
+        let mut numbers = Vec::new();
+        loop {
+            self.send(1);
+            numbers.extend(self.come_back());
+            if numbers.last() == Some(&(self.next - 1)) {
+                return numbers;
+            }
+            assert!(Instant::now() < deadline, "no answer after {numbers:?}");
+        }
+    }
+}
+
+#[test]
+fn what_comes_by_the_network_during_a_pause_is_there_after_it_once_and_in_order() {
+    let _node = Node::enter();
+    let add = "ip link add still-far type veth peer name eth0 netns still; ip link set still-far up
+        ip addr add 10.77.0.1/24 dev still-far; n addr add 10.77.0.2/24 dev eth0; n link set eth0 up";
+    Runtime::both(|runtime| {
+        let namespace = Namespace::new("still", add);
+        let task = namespace.run_beside_the_nodes_programs(runtime);
+        echo_datagrams(&task, 7);
+        let mut numbered = Numbered::to("10.77.0.2:7");
+        numbered.go_on();
+        // As many as the server's socket holds, and more than that.
+        for during in [50, 5000] {
+            let kept = numbered.next..numbered.next + 50 + 50;
+            numbered.send(50);
+            ctr(&["task", "pause", task.id()]).succeeded();
+            let mut numbers = numbered.come_back();
+            numbered.send(during);
+            assert_eq!(numbered.come_back(), [0_u32; 0], "{runtime:?}");
+            ctr(&["task", "resume", task.id()]).succeeded();
+            numbers.extend(numbered.go_on());
+            let first = numbers.iter().copied().take(kept.len());
+            assert!(kept.eq(first), "{runtime:?}: {numbers:?}");
+            let once_and_in_order = numbers.is_sorted_by(|one, next| one < next);
+            assert!(once_and_in_order, "{runtime:?}: {numbers:?}");
+        }
+        task.destroy();
+    });
 }
 
 /// The last time of day that `adjtimex` printed.
