@@ -6,10 +6,9 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use husk_tests::network::{DUMP, Namespace, in_namespace, lines, node, told};
-use husk_tests::pod::PodContainer;
+use husk_tests::network::{DUMP, Namespace, echo_datagrams, in_namespace, lines, node, told};
 use husk_tests::process::{self, DEADLINE};
-use husk_tests::{Container, Node, Pod, PodPlan, Runtime};
+use husk_tests::{Container, Node, PodPlan, Runtime};
 
 /// Two links with all that a plugin could think of.
 const RICH: &str = "
@@ -68,17 +67,8 @@ fn datagrams_of_all_sizes_short_connections_and_one_answer_to_who_has() {
         ip addr add 10.77.0.1/24 dev sized-far; n addr add 10.77.0.2/24 dev eth0
         n link set eth0 up";
     let namespace = Namespace::new("sized", add);
-    let network = format!("network:{}", namespace.path());
-    // With the node's perl: the image has no server of datagrams.
-    let task = Container::new(Runtime::Husk, &["sleep", "infinity"])
-        .with(&["--with-ns", &network, "--privileged", "--null-io"])
-        .with(&["--mount", "type=bind,src=/,dst=/node,options=rbind:ro"])
-        .detach();
-    let echo = "socket(S, PF_INET, SOCK_DGRAM, 0); bind(S, sockaddr_in(7, INADDR_ANY));
-        while ($from = recv(S, $data, 65535, 0)) { send(S, $data, 0, $from) }";
-    let serve = format!("chroot /node /usr/bin/perl -MSocket -e '{echo}' >/dev/null 2>&1 &");
-    told(&task, "mount --bind /dev /node/dev");
-    told(&task, &serve);
+    let task = namespace.run_beside_the_nodes_programs(Runtime::Husk);
+    echo_datagrams(&task, 7);
     let socket = UdpSocket::bind("10.77.0.1:0").expect("a socket");
     socket.connect("10.77.0.2:7").expect("a route");
     socket
@@ -149,11 +139,6 @@ fn without_links_there_is_no_device() {
     assert_eq!(listed.succeeded().text(), "lo\n");
 }
 
-/// The address that CNI gave a pod.
-fn address(pod: &Pod) -> String {
-    pod.status().network.expect("a network").ip
-}
-
 #[test]
 fn a_pod_has_the_network_that_cni_gave_it() {
     let _node = Node::enter();
@@ -171,7 +156,7 @@ fn a_pod_has_the_network_that_cni_gave_it() {
         lines(&container.told(DUMP)),
     );
     assert_eq!(guest, host);
-    let address = address(&pod);
+    let address = &pod.addresses()[0];
     let own = format!("eth0 inet {address}/16");
     assert!(guest.iter().any(|line| line.starts_with(&own)), "{guest:?}");
     assert!(
@@ -181,37 +166,4 @@ fn a_pod_has_the_network_that_cni_gave_it() {
     );
     node(&format!("busybox ping -c 1 -W 20 {address}"));
     pod.remove();
-}
-
-/// Sends 8 MiB from one container to the address of the other.
-#[track_caller]
-fn send(from: &PodContainer<'_>, to: &PodContainer<'_>, address: &str) {
-    let sent = from.told("head -c 8388608 /dev/urandom >/blob; sha256sum </blob");
-    // Its input stays open: nc ends with the first side that is done.
-    let serve = ": >/received; (tail -f /dev/null | nc -l -p 7000 | sha256sum >/received) >/dev/null 2>&1 &";
-    to.told(serve);
-    let connect = format!("until nc {address} 7000 </blob; do sleep 0.2; done");
-    from.told(&connect);
-    let deadline = Instant::now() + DEADLINE;
-    while to.told("cat /received") != sent {
-        assert!(Instant::now() < deadline, "{}", to.told("cat /received"));
-        thread::sleep(Duration::from_millis(200));
-    }
-}
-
-#[test]
-fn pods_of_both_runtimes_talk() {
-    let _node = Node::enter();
-    let pods = [Runtime::Husk, Runtime::Husk, Runtime::Runc].map(Pod::run);
-    let [first, second, third] = &pods;
-    let [one, two, three] = [first, second, third].map(|pod| pod.script("exec sleep infinity"));
-    for pod in [second, third] {
-        one.told(&format!("ping -c 1 -W 20 {}", address(pod)));
-    }
-    send(&one, &two, &address(second));
-    send(&one, &three, &address(third));
-    send(&three, &one, &address(first));
-    for pod in pods {
-        pod.remove();
-    }
 }

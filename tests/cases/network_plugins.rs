@@ -233,6 +233,58 @@ fn a_vrf_is_the_guests_too_and_follows() {
     }
 }
 
+#[test]
+fn a_gateway_outside_the_subnet_and_two_more_networks_are_the_guests() {
+    let _node = Node::enter();
+    let _uplinks = Uplinks(&["cali0", "up6", "up7", "outside"]);
+    uplink("up6", "10.88.7.1/24");
+    uplink("up7", "10.88.8.1/24");
+    // As Calico wires a pod: single addresses, and gateways that the node answers for, which has
+    // a route to everywhere.
+    let calico = "ip link add cali0 address ee:ee:ee:ee:ee:ee type veth peer name eth0 netns calico
+        ip link set cali0 addrgenmode none up; ip addr add fe80::ecee:eeff:feee:eeee/64 dev cali0 nodad
+        sysctl -q -w net.ipv4.conf.cali0.proxy_arp=1 net.ipv4.neigh.cali0.proxy_delay=0
+        n addr add 10.77.5.2/32 dev eth0; n addr add fd77:5::2/128 dev eth0 nodad; n link set eth0 up
+        n route add 169.254.1.1 dev eth0 scope link; n route add default via 169.254.1.1 dev eth0
+        n neigh add fe80::ecee:eeff:feee:eeee lladdr ee:ee:ee:ee:ee:ee dev eth0 nud permanent
+        n -6 route add default via fe80::ecee:eeff:feee:eeee dev eth0
+        ip route add 10.77.5.2 dev cali0 scope link; ip -6 route add fd77:5::2 dev cali0
+        ip link add outside type dummy; ip link set outside up; ip route add 169.254.1.1 dev outside
+        ip addr add 192.0.2.1/32 dev outside; ip addr add fd99::1/128 dev outside nodad";
+    let namespace = Namespace::new("calico", calico);
+    let add = |interface, plugins| Chain::add(&namespace, interface, plugins);
+    let chains = [
+        add(
+            "net1",
+            json!([{ "type": "macvlan", "master": "up6", "ipam": ipam(&["10.88.7.0/24"]) }]),
+        ),
+        add(
+            "net2",
+            json!([{ "type": "ipvlan", "master": "up7", "ipam": ipam(&["10.88.8.0/24"]) }]),
+        ),
+    ];
+    namespace.settle();
+    let before = namespace.whole();
+    let task = namespace.run();
+    let guest = lines(&told(&task, DUMP));
+    assert_eq!(guest, lines(&namespace.told(DUMP)));
+    assert_eq!(told(&task, "ls /sys/class/net"), "eth0\nlo\nnet1\nnet2\n");
+    for outside in ["192.0.2.1", "fd99::1", "10.88.7.1", "10.88.8.1"] {
+        told(&task, &format!("ping -c 1 -W 20 {outside}"));
+    }
+    for inside in ["10.77.5.2", "fd77:5::2"] {
+        node(&format!("busybox ping -c 1 -W 20 {inside}"));
+    }
+    for chain in &chains {
+        assert_eq!(chain.verdicts(), [""]);
+    }
+    task.destroy();
+    assert_eq!(namespace.whole(), before);
+    for chain in &chains {
+        chain.del();
+    }
+}
+
 /// Tells the kernel parameters of a network and of its links. Left out are those that our kernel
 /// is built without, those of its own making (no address by itself) and what it counts.
 const PARAMETERS: &str = "cd /proc/sys/net; grep -s . core/somaxconn ipv4/ip_unprivileged_port_start \
