@@ -3,6 +3,7 @@
 #   make test      format, lints, unit and end-to-end tests (make unit, make e2e T=name)
 #   make e2e SUITE=forky    the end-to-end tests on a node of another Debian suite
 #   make e2e-full  all of them, the long ones too, on the nodes of both suites
+#   make e2e-openstack      Kuryr's and Zun's own code as callers; part of no other target
 #   make node      a root shell on the test node with containerd and this runtime
 #   make bench     figures against runc and QEMU; also written to target/bench.json
 #   make install   to PREFIX (/usr/local), below DESTDIR; make build; make clean
@@ -12,13 +13,14 @@ SUITE ?= trixie
 LIMIT ?= 3000
 RELEASE := $(or $(CARGO_TARGET_DIR),target)/release
 NODE := $(CURDIR)/tests/node/run --suite $(SUITE)
-E2E = cargo test -p husk-tests --test e2e -- --test-threads=1 --logfile /run/results/verdicts $(MORE)
+TESTS = cargo test -p husk-tests --test $(1) -- --test-threads=1 --logfile /run/results/verdicts
+E2E = $(call TESTS,e2e) $(MORE)
 # All tests in parts, a node each, two at a time: an emulated node uses one CPU.
 PARTS = ctr_ cri_ comparison "--skip ctr_ --skip cri_ --skip comparison"
 PART = $(or $(filter-out -%,$(firstword $(T))),rest)
 ON_NODE = CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(NODE) $(1)"
 
-.PHONY: build kernel agent programs demo test lint unit e2e part e2e-forky e2e-full node bench install clean
+.PHONY: build kernel agent programs demo test lint unit e2e part e2e-forky e2e-full e2e-openstack node bench install clean
 
 build: kernel agent programs
 
@@ -43,8 +45,8 @@ test: lint unit e2e
 lint: host
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
-# Its target is no test of `cargo test`, so that --all-targets leaves it out.
-	cargo clippy -p husk-tests --test e2e -- -D warnings
+# Their targets are no tests of `cargo test`, so that --all-targets leaves them out.
+	cargo clippy -p husk-tests --test e2e --test openstack -- -D warnings
 
 unit: host
 	cargo test --workspace --exclude husk-tests
@@ -75,6 +77,12 @@ e2e-forky: build
 e2e-full: build
 	$(MAKE) e2e SUITE=trixie LIMIT=9000 MORE=--include-ignored
 	$(MAKE) e2e SUITE=forky LIMIT=9000 MORE=--include-ignored
+
+e2e-openstack: build
+	cargo test -p husk-tests --test openstack --no-run
+	python=$$(tests/openstack/python.sh) && \
+	$(call ON_NODE,--carry $(CURDIR)/tests/openstack --carry $$python --timeout $(LIMIT) \
+		--results $(CURDIR)/target/e2e/$(SUITE)/openstack) $(call TESTS,openstack) $(T)
 
 node: build
 	$(NODE) --shell
