@@ -114,14 +114,14 @@ fn wired(interface: &str, network: u32) -> Vec<String> {
 fn pod_with(vifs: &[(&str, &Uplink, u32)]) {
     let namespace = Namespace::new("kuryr", "");
     let path = namespace.path();
+    let named = vifs
+        .iter()
+        .map(|(kind, uplink, network)| format!("{kind}:{}:{network}", uplink.0));
+    let named: Vec<String> = named.collect();
     let kuryr = |verb: &str| {
-        for (at, (kind, uplink, network)) in vifs.iter().enumerate() {
-            let (interface, network) = (format!("eth{at}"), network.to_string());
-            run(
-                "vif.py",
-                &[verb, kind, &path, &interface, uplink.0, &network],
-            );
-        }
+        let mut args = vec![verb, &path];
+        args.extend(named.iter().map(String::as_str));
+        run("vif.py", &args);
     };
     kuryr("connect");
     namespace.settle();

@@ -1,9 +1,10 @@
 """What kuryr-daemon does with a pod's interface, by kuryr-kubernetes' own binding code.
 
-    vif.py connect|disconnect KIND NETNS INTERFACE LINK NUMBER
+    vif.py connect|disconnect NETNS KIND:LINK:NUMBER...
 
-KIND is the class of the VIF, LINK the node's bridge or trunk, NUMBER tells the addresses: those
-of a Neutron port with a subnet of each family. Plugging is left out: it is a virtual switch's.
+Each VIF is an interface of the pod: the first eth0, and so on. KIND is its class, LINK the node's
+bridge or trunk, NUMBER tells the addresses: those of a Neutron port with a subnet of each family.
+Plugging is left out: it is a virtual switch's.
 """
 
 import sys
@@ -60,18 +61,20 @@ def port(kind, link, number):
     )
 
 
-def main(verb, kind, netns, interface, link, number):
-    config.CONF.set_override("link_iface", link, group="binding")
+def main(verb, netns, *vifs):
     call = {"connect": base.connect, "disconnect": base.disconnect}[verb]
-    # Only the first interface of a pod has its default route.
-    call(
-        port(kind, link, number),
-        None,
-        interface,
-        netns,
-        is_default_gateway=interface == "eth0",
-        container_id="pod",
-    )
+    for at, vif in enumerate(vifs):
+        kind, link, number = vif.split(":")
+        config.CONF.set_override("link_iface", link, group="binding")
+        # Only the first interface of a pod has its default route.
+        call(
+            port(kind, link, number),
+            None,
+            f"eth{at}",
+            netns,
+            is_default_gateway=at == 0,
+            container_id="pod",
+        )
 
 
 main(*sys.argv[1:])
