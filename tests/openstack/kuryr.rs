@@ -104,7 +104,7 @@ fn wired(interface: &str, network: u32) -> Vec<String> {
         "{interface} mtu 1442 ether fa:16:3e:00:00:{network}"
     ));
     words.push(format!(
-        "172.{network}.0.0/16 via 10.{network}.0.9 dev {interface} proto static"
+        "172.{network}.0.0/16 via 10.{network}.0.9 dev {interface}"
     ));
     words
 }
@@ -133,7 +133,7 @@ fn pod_with(vifs: &[(&str, &Uplink, u32)]) {
     }
     let (_, _, first) = vifs[0];
     let default = [format!("10.{first}.0.1"), format!("fd{first}::1")]
-        .map(|gateway| format!("default via {gateway} dev eth0 proto static"));
+        .map(|gateway| format!("default via {gateway} dev eth0"));
     carries(&task, &namespace, &default);
     task.destroy();
     assert_eq!(namespace.whole(), before);
