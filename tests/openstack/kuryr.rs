@@ -224,7 +224,7 @@ fn ports_of_all_drivers_join_a_container_before_and_while_it_runs() {
             join(driver, interface, network);
         }
         carries(&task, &namespace, &addresses(interface, network));
-        // kuryr-lib gives a VLAN the MTU of its trunk, and an ipvlan has the MAC of its own.
+        // kuryr-lib gives a VLAN the MTU of its trunk, and an ipvlan the MAC of its trunk.
         let mtu = if driver == "vlan" { 1500 } else { 1442 };
         let link = match driver {
             "ipvlan" => format!("{interface} mtu {mtu} ether "),
