@@ -56,7 +56,7 @@ fn time_ms(command: Command) -> f64 {
 }
 
 /// The microvm machine without anything that can be left out.
-fn qemu(machine: &Vm) -> Command {
+pub fn qemu(machine: &Vm) -> Command {
     let text = |key: &str| {
         machine.config["kernel"][key]
             .as_str()

@@ -9,6 +9,7 @@ mod exec;
 mod idle;
 mod lifecycle;
 mod network;
+mod network_vmm;
 mod pods;
 mod run;
 mod stdout;
@@ -75,38 +76,75 @@ impl Report {
     }
 }
 
+/// A part of the bench: its name, what is printed first, what it does.
+type Part = (&'static str, String, fn(&mut Report));
+
+/// Measures the parts that are named on the command line, or all of them.
 fn main() {
+    let runs = |what: &str, runs: usize| format!("{what}, median of {runs} runs");
+    let parts: [Part; 9] = [
+        (
+            "run",
+            runs("`ctr run --rm … true`", run::RUNS),
+            run::measure,
+        ),
+        (
+            "boot",
+            runs(
+                "start of the VMM to /init, same kernel and initramfs",
+                boot::RUNS,
+            ),
+            boot::measure,
+        ),
+        (
+            "timeline",
+            "where one `ctr run --rm … echo hello` spends its time".into(),
+            timeline::measure,
+        ),
+        (
+            "exec",
+            runs("`ctr task exec … true`", exec::RUNS),
+            exec::measure,
+        ),
+        (
+            "stdout",
+            format!(
+                "one MiB of standard output, from {} MiB at a time",
+                stdout::MIB
+            ),
+            stdout::measure,
+        ),
+        (
+            "lifecycle",
+            runs(
+                "`ctr run --detach` and `ctr task delete --force`",
+                lifecycle::RUNS,
+            ),
+            lifecycle::measure,
+        ),
+        ("idle", "memory of an idle sandbox".into(), idle::measure),
+        (
+            "pods",
+            runs(
+                "RunPodSandbox, CreateContainer, StartContainer to the first byte",
+                pods::RUNS,
+            ),
+            pods::measure,
+        ),
+        (
+            "network",
+            format!("the network, median of {} runs", network::RUNS),
+            network::measure,
+        ),
+    ];
+    let chosen: Vec<String> = std::env::args().skip(1).collect();
     let mut report = Report::default();
-    println!("\n`ctr run --rm … true`, median of {} runs", run::RUNS);
-    run::measure(&mut report);
-    println!(
-        "\nstart of the VMM to /init, same kernel and initramfs, median of {} runs",
-        boot::RUNS
-    );
-    boot::measure(&mut report);
-    println!("\nwhere one `ctr run --rm … echo hello` spends its time");
-    timeline::measure(&mut report);
-    println!("\n`ctr task exec … true`, median of {} runs", exec::RUNS);
-    exec::measure(&mut report);
-    println!(
-        "\none MiB of standard output, from {} MiB at a time",
-        stdout::MIB
-    );
-    stdout::measure(&mut report);
-    println!(
-        "\n`ctr run --detach` and `ctr task delete --force`, median of {} runs",
-        lifecycle::RUNS
-    );
-    lifecycle::measure(&mut report);
-    println!("\nmemory of an idle sandbox");
-    idle::measure(&mut report);
-    println!(
-        "\nRunPodSandbox, CreateContainer, StartContainer to the first byte, median of {} runs",
-        pods::RUNS
-    );
-    pods::measure(&mut report);
-    println!("\nbetween the node and a container behind a veth");
-    network::measure(&mut report);
+    for (name, what, measure) in parts {
+        if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
+            println!("\n{what}");
+            measure(&mut report);
+        }
+    }
 
     let text = serde_json::to_string_pretty(&report.0).expect("plain JSON");
     std::fs::write("/run/results/bench.json", text + "\n").expect("the results directory");

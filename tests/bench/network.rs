@@ -10,18 +10,18 @@ use husk_tests::network::{Namespace, node, told};
 use husk_tests::{Container, Runtime, Task, process};
 use serde_json::json;
 
-use crate::{Report, as_f64, median, milliseconds, rounded};
+use crate::{Report, as_f64, median, milliseconds, network_vmm, rounded};
 
 /// Measurements of each kind under each runtime, taken in turns.
-const RUNS: usize = 3;
+pub const RUNS: usize = 3;
 /// MiB of a long transfer; the short one is empty, so that the connection cancels out.
-const MIB: usize = 16;
+pub const MIB: usize = 16;
 /// Datagrams sent, each after the answer to the one before.
 const DATAGRAMS: usize = 100;
 /// What fits an Ethernet frame.
 const DATAGRAM: usize = 1472;
-/// Ports of the servers in the container.
-const SINK: u16 = 7001;
+/// Ports of the servers.
+pub const SINK: u16 = 7001;
 const SOURCE: u16 = 7002;
 const ECHO: u16 = 7003;
 
@@ -43,7 +43,7 @@ pub fn measure(report: &mut Report) {
         (
             "tcp_ratio_runc",
             "one MiB of TCP to the container",
-            |server| (server.sends(MIB) - server.sends(0)) / as_f64(MIB as u64),
+            |server| sends_one(server.address),
         ),
         (
             "tcp_out_ratio_runc",
@@ -58,7 +58,7 @@ pub fn measure(report: &mut Report) {
         ("ping_ratio_runc", "a ping and its answer", Server::ping),
     ];
     for (key, what, cost) in kinds {
-        println!("\n{what}, median of {RUNS}");
+        println!("\n{what}");
         let (ours, theirs) = (("husk", ours), ("runc", theirs));
         report.in_turns(key, RUNS, ours, theirs, |server| cost(server));
     }
@@ -69,6 +69,7 @@ pub fn measure(report: &mut Report) {
     for server in servers {
         server.task.destroy();
     }
+    network_vmm::measure(report);
 }
 
 impl Server {
@@ -122,35 +123,9 @@ impl Server {
         );
     }
 
-    fn connect(&self, port: u16) -> TcpStream {
-        let deadline = Instant::now() + process::DEADLINE;
-        loop {
-            match TcpStream::connect((self.address, port)) {
-                Ok(stream) => return stream,
-                Err(error) => assert!(Instant::now() < deadline, "{error}"),
-            }
-        }
-    }
-
-    /// Milliseconds to send so many MiB, and to see that they were read.
-    fn sends(&self, mib: usize) -> f64 {
-        let mut stream = self.connect(SINK);
-        let piece = vec![b'x'; 1 << 20];
-        let start = Instant::now();
-        for _ in 0..mib {
-            stream.write_all(&piece).expect("the container reads");
-        }
-        stream
-            .shutdown(Shutdown::Write)
-            .expect("the container reads");
-        let rest = stream.read(&mut [0]).expect("the container closes");
-        assert_eq!(rest, 0);
-        milliseconds(start)
-    }
-
     /// Milliseconds to receive so many MiB.
     fn receives(&self, mib: usize) -> f64 {
-        let mut stream = self.connect(SOURCE);
+        let mut stream = connect(self.address, SOURCE);
         let mut received = Vec::with_capacity(mib << 20);
         let start = Instant::now();
         let count = u8::try_from(mib).expect("a byte");
@@ -201,4 +176,33 @@ impl Server {
         told(&self.task, gone);
         elapsed
     }
+}
+
+fn connect(address: &str, port: u16) -> TcpStream {
+    let deadline = Instant::now() + process::DEADLINE;
+    loop {
+        match TcpStream::connect((address, port)) {
+            Ok(stream) => return stream,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    }
+}
+
+/// Milliseconds to send so many MiB, and to see that they were read.
+fn sends(address: &str, mib: usize) -> f64 {
+    let mut stream = connect(address, SINK);
+    let piece = vec![b'x'; 1 << 20];
+    let start = Instant::now();
+    for _ in 0..mib {
+        stream.write_all(&piece).expect("the server reads");
+    }
+    stream.shutdown(Shutdown::Write).expect("the server reads");
+    let rest = stream.read(&mut [0]).expect("the server closes");
+    assert_eq!(rest, 0);
+    milliseconds(start)
+}
+
+/// Milliseconds of one MiB more.
+pub fn sends_one(address: &str) -> f64 {
+    (sends(address, MIB) - sends(address, 0)) / as_f64(MIB as u64)
 }
