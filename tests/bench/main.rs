@@ -7,6 +7,7 @@
 mod boot;
 mod exec;
 mod idle;
+mod kvm;
 mod lifecycle;
 mod network;
 mod network_vmm;
@@ -55,7 +56,7 @@ impl Report {
     }
 
     /// Adds the ratio of two medians, ours to theirs, of `runs` measurements each, taken
-    /// in turns after one of each that only has files read from the disk.
+    /// in turns after one of each that only has files read from the disk. Gives both.
     fn in_turns<T>(
         &mut self,
         key: &str,
@@ -63,7 +64,7 @@ impl Report {
         ours: (&str, T),
         theirs: (&str, T),
         time_ms: impl Fn(&T) -> f64,
-    ) {
+    ) -> [f64; 2] {
         let mut times = [const { Vec::new() }; 2];
         for run in 0..=runs {
             for (of_one, times) in [&theirs.1, &ours.1].into_iter().zip(&mut times) {
@@ -73,6 +74,7 @@ impl Report {
         }
         let [their_time, our_time] = times.map(median);
         self.ratio(key, (ours.0, our_time), (theirs.0, their_time));
+        [our_time, their_time]
     }
 }
 

@@ -10,7 +10,7 @@ use husk_tests::network::{Namespace, node, told};
 use husk_tests::{Container, Runtime, Task, process};
 use serde_json::json;
 
-use crate::{Report, as_f64, median, milliseconds, network_vmm, rounded};
+use crate::{Report, as_f64, kvm, median, milliseconds, network_vmm, rounded};
 
 /// Measurements of each kind under each runtime, taken in turns.
 pub const RUNS: usize = 3;
@@ -38,18 +38,36 @@ pub fn measure(report: &mut Report) {
         Server::new(Runtime::Husk, "bench-husk", "10.77.2.1/24", "10.77.2.2"),
     ];
     let [theirs, ours] = servers.each_ref();
-    type Cost = fn(&Server) -> f64;
-    let kinds: [(&str, &str, Cost); 4] = [
+    type Transfer = fn(&str, usize);
+    let transfers: [(&str, &str, &str, Transfer); 2] = [
         (
             "tcp_ratio_runc",
+            "tcp_host_ratio_runc",
             "one MiB of TCP to the container",
-            |server| sends_one(server.address),
+            send,
         ),
         (
             "tcp_out_ratio_runc",
+            "tcp_out_host_ratio_runc",
             "one MiB of TCP from the container",
-            |server| (server.receives(MIB) - server.receives(0)) / as_f64(MIB as u64),
+            receive,
         ),
+    ];
+    for (key, host_key, what, transfer) in transfers {
+        println!("\n{what}, and what of it the host does");
+        let cost = |server: &&Server, measure: fn(&dyn Fn()) -> f64| {
+            one_mib(|mib| measure(&|| transfer(server.address, mib)))
+        };
+        let [our_ms, their_ms] =
+            report.in_turns(key, RUNS, ("husk", ours), ("runc", theirs), |server| {
+                cost(server, elapsed_ms)
+            });
+        let host_ms = our_ms - cost(&ours, kvm::guest_ms);
+        let own = ("husk, but for the guest", host_ms);
+        report.ratio(host_key, own, ("runc", their_ms));
+    }
+    type Cost = fn(&Server) -> f64;
+    let kinds: [(&str, &str, Cost); 2] = [
         (
             "udp_ratio_runc",
             "a datagram of 1472 bytes and its answer",
@@ -123,20 +141,6 @@ impl Server {
         );
     }
 
-    /// Milliseconds to receive so many MiB.
-    fn receives(&self, mib: usize) -> f64 {
-        let mut stream = connect(self.address, SOURCE);
-        let mut received = Vec::with_capacity(mib << 20);
-        let start = Instant::now();
-        let count = u8::try_from(mib).expect("a byte");
-        stream.write_all(&[count]).expect("the container reads");
-        stream
-            .read_to_end(&mut received)
-            .expect("the container writes");
-        assert_eq!(received.len(), mib << 20);
-        milliseconds(start)
-    }
-
     /// Milliseconds of a datagram and its answer.
     fn echoes(&self) -> f64 {
         let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
@@ -188,21 +192,37 @@ fn connect(address: &str, port: u16) -> TcpStream {
     }
 }
 
-/// Milliseconds to send so many MiB, and to see that they were read.
-fn sends(address: &str, mib: usize) -> f64 {
+/// Sends so many MiB, and sees that they were read.
+pub fn send(address: &str, mib: usize) {
     let mut stream = connect(address, SINK);
     let piece = vec![b'x'; 1 << 20];
-    let start = Instant::now();
     for _ in 0..mib {
         stream.write_all(&piece).expect("the server reads");
     }
     stream.shutdown(Shutdown::Write).expect("the server reads");
     let rest = stream.read(&mut [0]).expect("the server closes");
     assert_eq!(rest, 0);
+}
+
+/// Receives so many MiB.
+fn receive(address: &str, mib: usize) {
+    let mut stream = connect(address, SOURCE);
+    let mut received = Vec::with_capacity(mib << 20);
+    let count = u8::try_from(mib).expect("a byte");
+    stream.write_all(&[count]).expect("the server reads");
+    stream
+        .read_to_end(&mut received)
+        .expect("the server writes");
+    assert_eq!(received.len(), mib << 20);
+}
+
+pub fn elapsed_ms(work: &dyn Fn()) -> f64 {
+    let start = Instant::now();
+    work();
     milliseconds(start)
 }
 
-/// Milliseconds of one MiB more.
-pub fn sends_one(address: &str) -> f64 {
-    (sends(address, MIB) - sends(address, 0)) / as_f64(MIB as u64)
+/// What one MiB more takes, by what a transfer of so many takes.
+pub fn one_mib(takes: impl Fn(usize) -> f64) -> f64 {
+    (takes(MIB) - takes(0)) / as_f64(MIB as u64)
 }

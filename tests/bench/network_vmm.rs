@@ -7,7 +7,7 @@ use husk_tests::network::node;
 use husk_tests::{Running, Vm};
 use serde_json::json;
 
-use crate::network::{RUNS, SINK, sends_one};
+use crate::network::{RUNS, SINK, elapsed_ms, one_mib, send};
 use crate::{Report, boot};
 
 /// What the guest prints when its link is up.
@@ -46,7 +46,7 @@ pub fn measure(report: &mut Report) {
     println!("\none MiB of TCP to a machine behind a tap");
     let (husk, qemu) = (("husk-vmm", &ours), ("QEMU microvm", &theirs));
     report.in_turns("tcp_ratio_qemu", RUNS, husk, qemu, |machine| {
-        sends_one(machine.address)
+        one_mib(|mib| elapsed_ms(&|| send(machine.address, mib)))
     });
 }
 
