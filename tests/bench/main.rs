@@ -29,11 +29,16 @@ impl Report {
         self.0.insert(key.into(), value);
     }
 
+    /// Adds and prints an amount in its unit.
+    fn amount(&mut self, key: &str, value: f64, unit: &str, what: &str) {
+        let value = rounded(value);
+        println!("  {what:<34} {value:>9.2} {unit}");
+        self.add(key, json!(value));
+    }
+
     /// Adds and prints an amount of memory.
     fn mib(&mut self, key: &str, bytes: u64, what: &str) {
-        let mib = rounded(as_f64(bytes) / f64::from(1 << 20));
-        println!("  {what:<34} {mib:>9.2} MiB");
-        self.add(key, json!(mib));
+        self.amount(key, as_f64(bytes) / f64::from(1 << 20), "MiB", what);
     }
 
     /// Adds and prints a number of events.

@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use husk_tests::network::{Namespace, node, told};
 use husk_tests::{Container, Runtime, Task, process};
-use serde_json::json;
 
-use crate::{Report, as_f64, kvm, median, milliseconds, network_vmm, rounded};
+use crate::{Report, as_f64, kvm, median, milliseconds, network_vmm};
 
 /// Measurements of each kind under each runtime, taken in turns.
 pub const RUNS: usize = 3;
@@ -80,14 +79,42 @@ pub fn measure(report: &mut Report) {
         let (ours, theirs) = (("husk", ours), ("runc", theirs));
         report.in_turns(key, RUNS, ours, theirs, |server| cost(server));
     }
-    let plug_ms = rounded(median((0..RUNS).map(|_| ours.plugged()).collect()));
     println!("\na link added to the pod's network namespace, until the guest has it");
-    println!("  {:<34} {plug_ms:>9.2} ms", "husk");
-    report.add("nic_plug_ms_virtual", json!(plug_ms));
+    let plug_ms = median((0..RUNS).map(|_| ours.plugged()).collect());
+    report.amount("nic_plug_ms_virtual", plug_ms, "ms", "husk");
     for server in servers {
         server.task.destroy();
     }
+    measure_scan(report);
     network_vmm::measure(report);
+}
+
+/// What links with an address and a route cost a container's start: they are read, get taps
+/// and redirects, become devices, and are set up in the guest.
+fn measure_scan(report: &mut Report) {
+    println!("\nhow much longer a container takes to start for its links");
+    let starts = |links: u32| median((0..RUNS).map(|_| start_ms(links)).collect());
+    let without = starts(0);
+    for (key, links) in [("nic_scan_ms_1", 1), ("nic_scan_ms_10", 10)] {
+        let more = starts(links) - without;
+        report.amount(key, more, "ms", &format!("links: {links}"));
+    }
+}
+
+/// Milliseconds of `ctr run --detach` in a network namespace with so many links.
+fn start_ms(links: u32) -> f64 {
+    let link = |at| {
+        format!(
+            "n link add net{at} type dummy; n addr add 10.78.{at}.2/24 dev net{at}
+             n link set net{at} up; n route add 10.79.{at}.0/24 via 10.78.{at}.1\n"
+        )
+    };
+    let namespace = Namespace::new("bench-scan", &(0..links).map(link).collect::<String>());
+    let start = Instant::now();
+    let task = namespace.run();
+    let elapsed = milliseconds(start);
+    task.destroy();
+    elapsed
 }
 
 impl Server {
