@@ -1,13 +1,11 @@
 //! (b) From the start of the VMM to the guest's `/init`, against QEMU's microvm machine.
 
-use std::fs;
-use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use husk_tests::{Running, Vm, process, vm};
+use husk_tests::{Running, Vm, vm};
 
-use crate::Report;
+use crate::{Report, kvm};
 
 /// Boots of each VMM, taken in turns.
 pub const RUNS: usize = 5;
@@ -31,20 +29,12 @@ pub fn measure(report: &mut Report) {
     report.count("boot_exits", exits(idle.command()), "VM exits, husk-vmm");
 }
 
-/// How often the machine left the guest on its way to `/init`: on silicon each of these
-/// costs a microsecond or two that instructions do not show.
+/// How often the machine left the guest on its way to `/init`.
 fn exits(command: Command) -> u64 {
-    const DEBUGFS: &str = "/sys/kernel/debug";
-    if !Path::new(DEBUGFS).join("kvm").exists() {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "debugfs", "debugfs", DEBUGFS]);
-        process::run(mount).succeeded();
-    }
     let mut running = Running::start(command);
     running.wait_for(MARK);
-    // The sum over all machines that live: this one.
-    let exits = fs::read_to_string(format!("{DEBUGFS}/kvm/exits")).expect("KVM's statistics");
-    exits.trim().parse().expect("a number")
+    // No other machine lives.
+    kvm::exits()
 }
 
 fn time_ms(command: Command) -> f64 {

@@ -1,4 +1,5 @@
-//! What the node's KVM tells of all machines that live: how long they were in their guests.
+//! What the node's KVM tells of all machines that live: how often they left their guests, and
+//! how long they were in them.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +7,15 @@ use std::process::Command;
 
 use husk_tests::process;
 
+const DEBUGFS: &str = "/sys/kernel/debug";
 const TRACEFS: &str = "/sys/kernel/tracing";
+
+/// VM exits so far: on silicon each costs a microsecond or two that instructions do not show.
+pub fn exits() -> u64 {
+    mounted("debugfs", DEBUGFS, "kvm");
+    let exits = fs::read_to_string(format!("{DEBUGFS}/kvm/exits")).expect("KVM's statistics");
+    exits.trim().parse().expect("a number")
+}
 
 /// Milliseconds that the CPU was in a guest during `work`, by the times of KVM's tracepoints.
 /// (A process's `guest_time` is counted in ticks of 4 ms.)

@@ -7,8 +7,8 @@ use husk_tests::network::node;
 use husk_tests::{Running, Vm};
 use serde_json::json;
 
-use crate::network::{RUNS, SINK, elapsed_ms, one_mib, send};
-use crate::{Report, boot};
+use crate::network::{MIB, RUNS, SINK, elapsed_ms, one_mib, send};
+use crate::{Report, as_f64, boot, kvm};
 
 /// What the guest prints when its link is up.
 const MARK: &str = "link is up";
@@ -48,6 +48,13 @@ pub fn measure(report: &mut Report) {
     report.in_turns("tcp_ratio_qemu", RUNS, husk, qemu, |machine| {
         one_mib(|mib| elapsed_ms(&|| send(machine.address, mib)))
     });
+    for (key, machine, what) in [
+        ("net_exits_per_packet_qemu", &theirs, "QEMU microvm"),
+        ("net_exits_per_packet", &ours, "husk-vmm"),
+    ] {
+        let exits = machine.exits_per_packet();
+        report.amount(key, exits, "exits a packet", what);
+    }
 }
 
 impl Machine {
@@ -72,6 +79,22 @@ impl Machine {
             _running: running,
             _files: files,
         }
+    }
+
+    /// Of a transfer to the machine, acknowledgements included. What is segmented or put
+    /// together by the other side is one packet.
+    fn exits_per_packet(&self) -> f64 {
+        let counts = || (kvm::exits(), self.packets("rx") + self.packets("tx"));
+        let before = counts();
+        send(self.address, MIB);
+        let after = counts();
+        as_f64(after.0 - before.0) / as_f64(after.1 - before.1)
+    }
+
+    fn packets(&self, direction: &str) -> u64 {
+        let file = format!("/sys/class/net/{}/statistics/{direction}_packets", self.tap);
+        let text = std::fs::read_to_string(file).expect("a counter of the tap");
+        text.trim().parse().expect("a number")
     }
 }
 
