@@ -6,8 +6,8 @@ use std::net::{Shutdown, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use husk_tests::network::{Namespace, node, told};
-use husk_tests::{Container, Runtime, Task, process};
+use husk_tests::network::{Namespace, echo_datagrams, node, serve, told};
+use husk_tests::{Runtime, Task, process};
 
 use crate::{Report, as_f64, kvm, median, milliseconds, network_vmm};
 
@@ -130,42 +130,27 @@ impl Server {
              n addr add {address}/24 dev eth0; n link set eth0 up"
         );
         let namespace = Namespace::new(name, &add);
-        let network = format!("network:{}", namespace.path());
-        let task = Container::new(runtime, &["sleep", "infinity"])
-            .with(&["--with-ns", &network, "--privileged", "--null-io"])
-            .with(&["--mount", "type=bind,src=/,dst=/node,options=rbind:ro"])
-            .detach();
-        told(&task, "mount --bind /dev /node/dev");
+        let task = namespace.run_beside_the_nodes_programs(runtime);
         let server = Self {
             task,
             address,
             _namespace: namespace,
         };
-        let listen = |port: u16, serve: &str| {
-            format!(
+        let listen = |port: u16, answer: &str| {
+            let program = format!(
                 "socket(S, PF_INET, SOCK_STREAM, 0); bind(S, sockaddr_in({port}, INADDR_ANY));
-                 listen(S, 8); while (accept(C, S)) {{ {serve}; close(C) }}"
-            )
+                 listen(S, 8); while (accept(C, S)) {{ {answer}; close(C) }}"
+            );
+            serve(&server.task, &program);
         };
-        server.serve(&listen(SINK, "while (sysread(C, $data, 65536)) {}"));
+        listen(SINK, "while (sysread(C, $data, 65536)) {}");
         // As many MiB as the first byte says.
-        server.serve(&listen(
+        listen(
             SOURCE,
             "sysread(C, $data, 1); $mib = \"x\" x 1048576; syswrite(C, $mib) for 1 .. ord($data)",
-        ));
-        server.serve(&format!(
-            "socket(S, PF_INET, SOCK_DGRAM, 0); bind(S, sockaddr_in({ECHO}, INADDR_ANY));
-             while ($from = recv(S, $data, 65535, 0)) {{ send(S, $data, 0, $from) }}"
-        ));
-        server
-    }
-
-    /// With the node's perl: the image has no server that copies large pieces.
-    fn serve(&self, program: &str) {
-        told(
-            &self.task,
-            &format!("chroot /node /usr/bin/perl -MSocket -e '{program}' >/dev/null 2>&1 &"),
         );
+        echo_datagrams(&server.task, ECHO);
+        server
     }
 
     /// Milliseconds of a datagram and its answer.

@@ -182,19 +182,33 @@ impl Drop for Namespace {
     }
 }
 
-/// Has a container of [`Namespace::run_beside_the_nodes_programs`] send each datagram back that
-/// comes to a port. The image has no server of datagrams: perl is the node's.
+/// Has the node's perl, with its sockets, run a program in a container of
+/// [`Namespace::run_beside_the_nodes_programs`] until that ends: the image has few servers. It may
+/// still be starting. The program has no single quotes.
+///
+/// # Panics
+/// If it cannot be started.
+#[track_caller]
+pub fn serve(task: &Task, program: &str) {
+    told(
+        task,
+        &format!("chroot /node /usr/bin/perl -MSocket -e '{program}' >/dev/null 2>&1 &"),
+    );
+}
+
+/// Has it send each datagram back that comes to a port.
 ///
 /// # Panics
 /// If it cannot be started.
 #[track_caller]
 pub fn echo_datagrams(task: &Task, port: u16) {
-    let echo = format!(
-        "socket(S, PF_INET, SOCK_DGRAM, 0); bind(S, sockaddr_in({port}, INADDR_ANY));
-        while ($from = recv(S, $data, 65535, 0)) {{ send(S, $data, 0, $from) }}"
+    serve(
+        task,
+        &format!(
+            "socket(S, PF_INET, SOCK_DGRAM, 0); bind(S, sockaddr_in({port}, INADDR_ANY));
+             while ($from = recv(S, $data, 65535, 0)) {{ send(S, $data, 0, $from) }}"
+        ),
     );
-    let serve = format!("chroot /node /usr/bin/perl -MSocket -e '{echo}' >/dev/null 2>&1 &");
-    told(task, &serve);
 }
 
 /// What a script prints in a container.
