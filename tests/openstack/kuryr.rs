@@ -1,10 +1,6 @@
 //! Kuryr's binding code: whatever link it makes, the guest has it, and it is taken away again.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
-use husk_tests::network::{DUMP, Namespace, lines, node, told};
-use husk_tests::process::DEADLINE;
+use husk_tests::network::{Namespace, node, same, told};
 use husk_tests::{Node, Task, process};
 
 use crate::script;
@@ -65,15 +61,7 @@ fn gateway(link: &str, network: u32) {
 /// Waits until the guest has what the namespace has, these words among it.
 #[track_caller]
 fn carries(task: &Task, namespace: &Namespace, words: &[String]) {
-    let deadline = Instant::now() + DEADLINE;
-    let guest = loop {
-        let [host, guest] = [namespace.told(DUMP), told(task, DUMP)].map(|dump| lines(&dump));
-        if guest == host {
-            break guest;
-        }
-        assert!(Instant::now() < deadline, "{guest:#?}\nis not\n{host:#?}");
-        thread::sleep(Duration::from_millis(100));
-    };
+    let guest = same(task, &namespace.path());
     for words in words {
         let there = guest.iter().any(|line| line.starts_with(words));
         assert!(there, "no {words:?} in {guest:#?}");
