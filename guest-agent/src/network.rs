@@ -91,7 +91,7 @@ pub fn loopback_up() -> Result<(), Error> {
     request.extend([0; 4]);
     request.extend(1_u32.to_ne_bytes());
     request.extend([up, up].concat());
-    let mut kernel = Kernel::open(SockProtocol::NetlinkRoute)?;
+    let mut kernel = Kernel::open(SockProtocol::NetlinkRoute).map_err(broken)?;
     kernel.ask(&request)?.map_err(|refusal| Error::Network {
         what: "link lo, up".to_owned(),
         errno: refusal.errno,
@@ -101,13 +101,13 @@ pub fn loopback_up() -> Result<(), Error> {
 
 /// Has the kernel carry out the changes in order. Returns those that it refused.
 pub fn configure(changes: &[NetworkChange]) -> Result<Vec<NetworkRefusal>, Error> {
-    let mut kernel = Kernel::open(SockProtocol::NetlinkRoute)?;
+    let mut kernel = Kernel::open(SockProtocol::NetlinkRoute).map_err(broken)?;
     let mut refusals = Vec::new();
     for (number, change) in (0..).zip(changes) {
         let done = if change.parameter {
             set_parameter(&change.request)
         } else if change.netfilter {
-            Kernel::open(SockProtocol::NetlinkNetFilter)?.transact(&change.request)?
+            transact(&change.request)
         } else {
             kernel.ask(&change.request)?
         };
@@ -131,20 +131,15 @@ pub fn configure(changes: &[NetworkChange]) -> Result<Vec<NetworkRefusal>, Error
 
 /// Writes a kernel parameter: its file below [`PARAMETERS`], an equals sign and its value.
 fn set_parameter(request: &[u8]) -> Result<(), Refusal> {
-    let refused = |errno| Refusal {
-        message: 0,
-        errno,
-        text: String::new(),
-    };
     let (file, value) = str::from_utf8(request)
         .ok()
         .and_then(|text| text.split_once('='))
-        .ok_or_else(|| refused(Errno::EINVAL))?;
+        .ok_or_else(|| Refusal::of(Errno::EINVAL))?;
     let opened = File::options()
         .write(true)
         .open(Path::new(PARAMETERS).join(file));
     let written = opened.and_then(|mut file| file.write_all(value.as_bytes()));
-    written.map_err(|error| refused(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
+    written.map_err(|error| Refusal::of(error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
 }
 
 /// The kernel's word that a request was not carried out.
@@ -155,6 +150,17 @@ struct Refusal {
     errno: Errno,
     /// The kernel's explanation, if it has one.
     text: String,
+}
+
+impl Refusal {
+    /// Of the whole request.
+    fn of(errno: Errno) -> Self {
+        Self {
+            message: 0,
+            errno,
+            text: String::new(),
+        }
+    }
 }
 
 /// A conversation with the kernel's network.
@@ -171,40 +177,17 @@ fn broken(errno: Errno) -> Error {
 }
 
 impl Kernel {
-    fn open(protocol: SockProtocol) -> Result<Self, Error> {
+    fn open(protocol: SockProtocol) -> nix::Result<Self> {
         // Non-blocking: should an answer be missing, that is an error and no wait.
         let socket = socket(
             AddressFamily::Netlink,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
             protocol,
-        )
-        .map_err(broken)?;
-        sys::explain_netlink_errors(socket.as_fd()).map_err(broken)?;
+        )?;
+        sys::explain_netlink_errors(socket.as_fd())?;
         let answer = [0; ANSWER];
         Ok(Self { socket, answer })
-    }
-
-    /// Has it carry out a transaction; the inner error is its first refusal. Of what it does not
-    /// refuse it says nothing.
-    fn transact(&mut self, request: &[u8]) -> Result<Result<(), Refusal>, Error> {
-        // It is sent as a whole.
-        setsockopt(&self.socket, SndBufForce, &request.len()).map_err(broken)?;
-        let socket = self.socket.as_raw_fd();
-        send(socket, request, MsgFlags::empty()).map_err(broken)?;
-        let mut first = Ok(());
-        loop {
-            match recv(socket, &mut self.answer, MsgFlags::empty()) {
-                Ok(length) => {
-                    let answer = self.answer.get(..length).unwrap_or_default();
-                    first = first.and_then(|()| acknowledged(answer));
-                }
-                Err(Errno::EAGAIN) => return Ok(first),
-                // Some refusals had no room behind the first ones.
-                Err(Errno::ENOBUFS) => {}
-                Err(errno) => return Err(broken(errno)),
-            }
-        }
     }
 
     /// Has it carry out a request; the inner error is its refusal.
@@ -213,6 +196,29 @@ impl Kernel {
         send(socket, request, MsgFlags::empty()).map_err(broken)?;
         let length = recv(socket, &mut self.answer, MsgFlags::empty()).map_err(broken)?;
         Ok(acknowledged(self.answer.get(..length).unwrap_or_default()))
+    }
+}
+
+/// Has the kernel carry out a transaction of nfnetlink, or tells why not: by its first refusal. Of
+/// what it does not refuse it says nothing.
+fn transact(request: &[u8]) -> Result<(), Refusal> {
+    let mut kernel = Kernel::open(SockProtocol::NetlinkNetFilter).map_err(Refusal::of)?;
+    // It is sent as a whole.
+    setsockopt(&kernel.socket, SndBufForce, &request.len()).map_err(Refusal::of)?;
+    let socket = kernel.socket.as_raw_fd();
+    send(socket, request, MsgFlags::empty()).map_err(Refusal::of)?;
+    let mut first = Ok(());
+    loop {
+        match recv(socket, &mut kernel.answer, MsgFlags::empty()) {
+            Ok(length) => {
+                let answer = kernel.answer.get(..length).unwrap_or_default();
+                first = first.and_then(|()| acknowledged(answer));
+            }
+            Err(Errno::EAGAIN) => return first,
+            // Some refusals had no room behind the first ones, or there was no room for any.
+            Err(Errno::ENOBUFS) => first = first.and(Err(Refusal::of(Errno::ENOBUFS))),
+            Err(errno) => return first.and(Err(Refusal::of(errno))),
+        }
     }
 }
 

@@ -64,8 +64,11 @@ pub enum Kind {
     Neighbour,
     /// A kernel parameter.
     Parameter {
-        /// It is one link's, and with another one or without it what a kernel begins with.
+        /// It is one link's, or that with which new ones begin: it changes with what spreads, and
+        /// another link has another.
         of_link: bool,
+        /// It is written to links, too, or takes addresses away.
+        spreads: bool,
     },
     /// A table of packet filters. Its requests are transactions of nfnetlink.
     Filters,
@@ -94,7 +97,9 @@ impl Item {
         Self {
             what: format!("parameter {}", to(&parameter.value)),
             kind: Kind::Parameter {
-                of_link: parameter.link.is_some(),
+                of_link: parameter.link.is_some() || parameter.file.contains("/conf/default/"),
+                spreads: parameter.file.contains("/conf/all/")
+                    || parameter.file.ends_with("/disable_ipv6"),
             },
             add: to(&parameter.value).into_bytes(),
             remove: to(parameter.default).into_bytes(),
@@ -108,12 +113,13 @@ impl Item {
         Self { ages, ..self }
     }
 
-    /// Whether a kernel takes it away with something else.
-    fn is_swept(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::Address | Kind::Route | Kind::Neighbour | Kind::Parameter { of_link: true }
-        )
+    /// Whether a kernel takes it away, or sets it anew, with what is `swept`.
+    fn is_swept(&self, swept: Swept) -> bool {
+        match self.kind {
+            Kind::Address | Kind::Route | Kind::Neighbour => swept != Swept::Nothing,
+            Kind::Parameter { of_link, .. } => of_link && swept == Swept::Everything,
+            _ => false,
+        }
     }
 
     fn step(&self, what: String, request: &[u8], effect: Effect) -> Step {
@@ -123,13 +129,26 @@ impl Item {
         step
     }
 
-    /// Whether its end takes something else away.
-    fn sweeps(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::Vrf | Kind::Link { .. } | Kind::Port | Kind::Up | Kind::Address
-        )
+    /// What its end takes away.
+    fn sweeps(&self) -> Swept {
+        match self.kind {
+            Kind::Vrf | Kind::Link { .. } | Kind::Parameter { spreads: true, .. } => {
+                Swept::Everything
+            }
+            Kind::Port | Kind::Up | Kind::Address => Swept::Addresses,
+            _ => Swept::Nothing,
+        }
     }
+}
+
+/// What may have gone with something else.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Swept {
+    Nothing,
+    /// And routes and neighbours.
+    Addresses,
+    /// The parameters of links, too.
+    Everything,
 }
 
 /// One request to the guest.
@@ -167,11 +186,11 @@ impl Difference {
         let before: HashMap<&[u8], &Item> =
             given.iter().map(|item| (&item.remove[..], item)).collect();
         let after: HashSet<&[u8]> = wanted.iter().map(|item| &item.remove[..]).collect();
-        let mut sweeping = false;
+        let mut swept = Swept::Nothing;
         let mut difference = Self::default();
         for item in given.iter().rev() {
             if !item.ages && !after.contains(&item.remove[..]) {
-                sweeping |= item.sweeps();
+                swept = swept.max(item.sweeps());
                 let what = format!("{}, removed", item.what);
                 let step = item.step(what, &item.remove, Effect::Remove);
                 difference.removals.push(step);
@@ -185,14 +204,15 @@ impl Difference {
                 None => Effect::Add(number),
             };
             let adds = effect != Effect::Again(number);
-            sweeping |= match item.kind {
+            swept = swept.max(match item.kind {
                 // With another MTU or Ethernet address a link may lose what it has.
-                Kind::Link { .. } => effect == Effect::Change(number),
+                Kind::Link { .. } if effect == Effect::Change(number) => Swept::Everything,
+                Kind::Parameter { spreads: true, .. } if adds => Swept::Everything,
                 // A link that joins a VRF goes down for a moment.
-                Kind::Port => adds,
-                _ => false,
-            };
-            if adds || sweeping && item.is_swept() {
+                Kind::Port if adds => Swept::Addresses,
+                _ => Swept::Nothing,
+            });
+            if adds || item.is_swept(swept) {
                 let step = item.step(item.what.clone(), &item.add, effect);
                 difference.additions.push(step);
             }
@@ -273,7 +293,12 @@ pub fn outcome(
     refusals: Vec<NetworkRefusal>,
 ) -> (Vec<Item>, Vec<String>) {
     let (mut missing, mut complaints) = (HashSet::new(), Vec::new());
+    // An agent that can be trusted tells one of each change.
+    let mut told = HashSet::new();
     for refusal in refusals {
+        if !told.insert(refusal.change) {
+            continue;
+        }
         let step = usize::try_from(refusal.change).map(|number| steps.get(number));
         let Ok(Some(step)) = step else {
             complaints.push(refusal.text);
@@ -324,6 +349,12 @@ pub fn outcome(
 
 /// Of a transaction it says which part, and what can be done.
 fn complaint(change: &NetworkChange, refusal: NetworkRefusal) -> String {
+    if change.parameter {
+        let text = refusal.text;
+        return format!(
+            "{text}: take it out of the namespace, or set it in `kernel_params` as sysctl.NAME=VALUE"
+        );
+    }
     if !change.netfilter {
         return refusal.text;
     }

@@ -102,6 +102,43 @@ fn what_goes_when_a_link_joins_or_leaves_a_vrf_is_given_again() {
 }
 
 #[test]
+fn what_is_set_for_all_links_takes_along_what_is_set_for_one() {
+    let parameter = |file: &str, value: &str, link| {
+        Item::parameter(&Parameter {
+            link,
+            file: format!("net/ipv6/conf/{file}"),
+            value: value.to_owned(),
+            default: "0",
+        })
+    };
+    let one = parameter("eth0/forwarding", "1", Some(7));
+    let both = [parameter("all/forwarding", "1", None), one.clone()];
+    let link = "parameter net/ipv6/conf/eth0/forwarding=1";
+    let all = "parameter net/ipv6/conf/all/forwarding=1";
+    let removed = format!("{all}, removed");
+    assert_eq!(whats(&steps(&both, &[one])), [&removed, link]);
+    let other = [parameter("all/forwarding", "2", None), both[1].clone()];
+    let changed = "parameter net/ipv6/conf/all/forwarding=2";
+    assert_eq!(whats(&steps(&both, &other)), [changed, link]);
+    // And what takes addresses away, these; an address takes no parameter.
+    let mut given = vec![parameter("eth0/accept_ra", "1", Some(7))];
+    given.extend(pod());
+    let mut wanted = given.clone();
+    wanted.insert(0, parameter("eth0/disable_ipv6", "1", Some(7)));
+    let again = [
+        "parameter net/ipv6/conf/eth0/disable_ipv6=1",
+        "parameter net/ipv6/conf/eth0/accept_ra=1",
+        "address",
+        "route",
+    ];
+    assert_eq!(whats(&steps(&given, &wanted)), again);
+    let mut wanted = given.clone();
+    wanted.retain(|item| item.kind != Kind::Address);
+    let again = ["address, removed", "route"];
+    assert_eq!(whats(&steps(&given, &wanted)), again);
+}
+
+#[test]
 fn names_that_others_are_to_get_are_freed_first() {
     let wanted = [link(2, "eth1"), link(3, "eth0"), link(4, "net1")];
     let guest = [

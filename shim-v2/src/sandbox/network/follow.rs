@@ -16,9 +16,10 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::difference::{self, Difference, Item};
+use super::difference::{self, Difference, Item, Kind};
 use super::events::Events;
 use super::mirror::{self, Pair};
+use super::netfilter::Filters;
 use super::redirect::Redirect;
 use super::scan::{Link, Scan};
 use super::{Netns, Network, NetworkError};
@@ -186,7 +187,7 @@ impl Task {
         if let Some(complaint) = task.give(&scan, links).await?.into_iter().next() {
             return Err(NetworkError::Refused(complaint).into());
         }
-        if let Some(left_out) = scan.filters.left_out() {
+        if let Some(left_out) = scan.filters.as_ref().and_then(Filters::left_out) {
             log::warn!("network: {left_out}");
             task.complaints.push(left_out);
         }
@@ -261,8 +262,9 @@ impl Task {
     async fn look(&mut self) -> Result<Complaints, FollowError> {
         let (scan, redirected) = self.blocking(Netns::look).await?;
         let unfit = scan.problems.iter().map(|problem| chain(problem));
+        let filters = scan.filters.as_ref();
         let mut complaints = Complaints {
-            unfit: unfit.chain(scan.filters.left_out()).collect(),
+            unfit: unfit.chain(filters.and_then(Filters::left_out)).collect(),
             failed: Vec::new(),
         };
         let carried = std::mem::take(&mut self.carried);
@@ -306,7 +308,12 @@ impl Task {
         links: Option<Vec<GuestLink>>,
     ) -> Result<Vec<String>, FollowError> {
         let pairs: Vec<Pair> = self.carried.iter().map(|link| link.pair).collect();
-        let wanted = mirror::items(scan, &pairs);
+        let mut wanted = mirror::items(scan, &pairs);
+        if scan.filters.is_none() {
+            let given = self.given.iter();
+            let kept = given.filter(|item| item.kind == Kind::Filters).cloned();
+            wanted.splice(0..0, kept);
+        }
         let difference = Difference::between(&self.given, &wanted);
         if difference.is_empty() {
             return Ok(Vec::new());

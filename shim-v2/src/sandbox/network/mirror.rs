@@ -91,7 +91,8 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
     };
     let up = |(link, _): &(&Link, u32)| link.flags.contains(LinkFlags::Up);
     // Before anything can pass them.
-    let mut items = replay::items(&scan.filters.tables, |host| mirror.index(host));
+    let filters = scan.filters.as_ref().map(|filters| &filters.tables[..]);
+    let mut items = replay::items(filters.unwrap_or_default(), |host| mirror.index(host));
     // With its first VRF a kernel makes the rule of them all, if there is none yet.
     let (of_vrfs, rules): (Vec<_>, Vec<_>) = scan.rules.iter().partition(|rule| is_of_vrfs(rule));
     items.extend(of_vrfs.into_iter().map(rule));

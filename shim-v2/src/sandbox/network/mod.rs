@@ -50,6 +50,7 @@ use thiserror::Error;
 use self::events::Events;
 use self::loopback::Loopback;
 use self::namespace::Namespace;
+use self::netfilter::Filters;
 use self::netlink::{Netlink, NetlinkError};
 use self::redirect::Redirect;
 use self::scan::{Link, Scan};
@@ -246,7 +247,7 @@ impl Netns {
             scan.parameters = parameters::read(scan.all_links(), &self.kept);
             let mut redirected = Vec::new();
             for link in &scan.links {
-                let what = "filters";
+                let what = "tc filters";
                 let is_on = redirect::is_on(netlink, link.index);
                 if is_on.map_err(|source| NetworkError::List { what, source })? {
                     redirected.push(link.index);
@@ -267,10 +268,18 @@ impl Netns {
         })
     }
 
+    /// Filters that cannot be read are a problem like a link that cannot be carried.
     fn scan(&self, netlink: &mut Netlink) -> Result<Scan, NetworkError> {
         let mut scan = scan::scan(netlink)?;
+        scan.filters = Some(Filters::default());
         if self.netfilter == Netfilter::Carry && !scan.links.is_empty() {
-            scan.filters = netfilter::read()?;
+            scan.filters = match netfilter::read() {
+                Ok(filters) => Some(filters),
+                Err(problem) => {
+                    scan.problems.push(problem);
+                    None
+                }
+            };
         }
         Ok(scan)
     }

@@ -2,8 +2,8 @@
 //! such as CNI's `tuning`, or the host's administrator for all namespaces to come.
 //!
 //! Looked at are those listed here. The guest is told of one only if it is not what a kernel
-//! begins with, so that what the pod's spec sets holds. No kernel tells of a change of them:
-//! they are looked at with everything else.
+//! begins with, so that what the pod's spec sets holds. A kernel tells of the fewest changes of
+//! them: they are looked at with everything else.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -16,9 +16,10 @@ const OF_NAMESPACE: &[(&str, &str)] = &[
     ("core/somaxconn", "4096"),
     ("ipv4/icmp_echo_ignore_all", "0"),
     ("ipv4/ip_default_ttl", "64"),
-    ("ipv4/ip_local_port_range", "32768\t60999"),
     ("ipv4/ip_nonlocal_bind", "0"),
+    // Before the range, which may not begin below it.
     ("ipv4/ip_unprivileged_port_start", "1024"),
+    ("ipv4/ip_local_port_range", "32768\t60999"),
     ("ipv4/ping_group_range", "1\t0"),
     ("ipv4/tcp_ecn", "2"),
     ("ipv4/tcp_fastopen", "1"),
@@ -29,14 +30,12 @@ const OF_NAMESPACE: &[(&str, &str)] = &[
     ("ipv4/tcp_l3mdev_accept", "0"),
     ("ipv4/tcp_mtu_probing", "0"),
     ("ipv4/tcp_retries2", "15"),
-    ("ipv4/tcp_rmem", "4096\t131072\t6291456"),
     ("ipv4/tcp_slow_start_after_idle", "1"),
     ("ipv4/tcp_syn_retries", "6"),
     ("ipv4/tcp_synack_retries", "5"),
     ("ipv4/tcp_syncookies", "1"),
     ("ipv4/tcp_timestamps", "1"),
     ("ipv4/tcp_tw_reuse", "2"),
-    ("ipv4/tcp_wmem", "4096\t16384\t4194304"),
     ("ipv4/udp_l3mdev_accept", "0"),
     ("ipv6/bindv6only", "0"),
     ("ipv6/ip_nonlocal_bind", "0"),
@@ -79,7 +78,7 @@ const IPV6: &[(&str, &str)] = &[
     (ACCEPT_SOURCE_ROUTE, "0"),
     ("autoconf", "1"),
     ("dad_transmits", "1"),
-    ("disable_ipv6", "0"),
+    (DISABLE_IPV6, "0"),
     ("disable_policy", "0"),
     ("drop_unsolicited_na", "0"),
     ("ignore_routes_with_linkdown", "0"),
@@ -95,12 +94,17 @@ const NEIGHBOURS: &[(&str, &str)] = &[
     ("retrans_time_ms", "1000"),
 ];
 const FORWARDING: &str = "forwarding";
+const DISABLE_IPV6: &str = "disable_ipv6";
 const ACCEPT_REDIRECTS: &str = "accept_redirects";
 const ACCEPT_SOURCE_ROUTE: &str = "accept_source_route";
 
 /// Names in the place of a link's: what holds for all links, and what new ones begin with.
 const ALL: &str = "all";
 const NEW: &str = "default";
+/// Whoever writes these for all links writes them to each.
+const SPREADING: [&str; 2] = [FORWARDING, DISABLE_IPV6];
+/// Another name of the file of [`FORWARDING`] for all links.
+const IP_FORWARD: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv4/conf/all/forwarding"];
 /// Room for a value.
 const VALUE: usize = 256;
 
@@ -122,7 +126,11 @@ pub struct Parameter {
 pub fn of_command_line(line: &str) -> HashSet<String> {
     let names = line.split_whitespace().filter_map(|word| {
         let (name, _) = word.strip_prefix("sysctl.")?.split_once('=')?;
-        Some(name.replace('.', "/"))
+        let file = name.replace('.', "/");
+        Some(match file == IP_FORWARD[0] {
+            true => IP_FORWARD[1].to_owned(),
+            false => file,
+        })
     });
     names.collect()
 }
@@ -131,18 +139,20 @@ pub fn of_command_line(line: &str) -> HashSet<String> {
 /// which it is, but the files that it has `kept`; none where there is no link, which a plugin
 /// would set them with.
 pub fn read<'a>(links: impl Iterator<Item = &'a Link>, kept: &HashSet<String>) -> Vec<Parameter> {
-    let mut told = told(&links.collect::<Vec<_>>(), value);
-    told.retain(|parameter| !kept.contains(&parameter.file));
-    told
+    told(&links.collect::<Vec<_>>(), kept, value)
 }
 
 /// The same for what `value` gives for a file; `None` if there is none.
-fn told(links: &[&Link], value: impl Fn(&str) -> Option<String>) -> Vec<Parameter> {
+fn told(
+    links: &[&Link],
+    kept: &HashSet<String>,
+    value: impl Fn(&str) -> Option<String>,
+) -> Vec<Parameter> {
     if links.is_empty() {
         return Vec::new();
     }
     let one = |link, file: String, default, in_any_case| {
-        let value = value(&file)?;
+        let value = value(&file).filter(|_| !kept.contains(&file))?;
         (in_any_case || value != default).then_some(Parameter {
             link,
             file,
@@ -172,6 +182,10 @@ fn told(links: &[&Link], value: impl Fn(&str) -> Option<String>) -> Vec<Paramete
                     (ALL, ACCEPT_SOURCE_ROUTE) => "0",
                     _ => default,
                 };
+                let spreads = SPREADING.contains(parameter);
+                if spreads && kept.contains(&format!("net/{place}/{ALL}/{parameter}")) {
+                    continue;
+                }
                 let file = format!("net/{place}/{name}/{parameter}");
                 let Some(set) = one(link, file, default, overwritten.contains(parameter)) else {
                     continue;

@@ -19,14 +19,20 @@ fn link(index: u32, name: &str) -> Link {
 
 /// What a guest is told of a namespace with links eth0 and eth1, where these files are set.
 fn told_of(set: &[(&str, &str)]) -> Vec<String> {
+    told_beside("", set)
+}
+
+/// The same with a command line that sets some itself.
+fn told_beside(line: &str, set: &[(&str, &str)]) -> Vec<String> {
+    let kept = of_command_line(line);
     let links = [link(7, "eth0"), link(9, "eth1")];
     let links = links.each_ref();
-    let everything = told(&links, |_| Some("?".to_owned()));
+    let everything = told(&links, &HashSet::new(), |_| Some("?".to_owned()));
     let defaults: HashMap<_, _> = everything
         .into_iter()
         .map(|parameter| (parameter.file, parameter.default))
         .collect();
-    let told = told(&links, |file| {
+    let told = told(&links, &kept, |file| {
         let set = set.iter().find(|(name, _)| file == format!("net/{name}"));
         let value = set.map(|(_, value)| *value);
         Some(value.unwrap_or(defaults[file]).to_owned())
@@ -72,8 +78,9 @@ fn a_link_keeps_its_own_where_another_is_set_for_all() {
 
 #[test]
 fn what_a_kernel_does_not_have_is_left_out() {
-    assert!(told(&[&link(7, "eth0")], |_| None).is_empty());
-    assert!(told(&[], |_| Some("?".to_owned())).is_empty());
+    let none = HashSet::new();
+    assert!(told(&[&link(7, "eth0")], &none, |_| None).is_empty());
+    assert!(told(&[], &none, |_| Some("?".to_owned())).is_empty());
     assert_eq!(value("net/core/never_there"), None);
     assert!(value("net/core/somaxconn").unwrap().parse::<u32>().is_ok());
 }
@@ -84,4 +91,18 @@ fn the_command_line_keeps_what_it_sets() {
         "quiet sysctl.net.core.somaxconn=\"5\" sysctl.kernel.sem=\"1 2\" sysctl.net.x a=sysctl.b";
     let files = ["net/core/somaxconn", "kernel/sem"].map(str::to_owned);
     assert_eq!(of_command_line(line), HashSet::from(files));
+}
+
+#[test]
+fn what_the_pod_says_for_all_links_is_not_undone_by_one_of_them() {
+    let inherited = [
+        ("ipv4/conf/all/forwarding", "1"),
+        ("ipv4/conf/default/forwarding", "1"),
+        ("ipv4/conf/eth0/forwarding", "1"),
+        ("ipv4/conf/eth0/proxy_arp", "1"),
+    ];
+    let told = told_beside("quiet sysctl.net.ipv4.ip_forward=0", &inherited);
+    assert_eq!(told, ["ipv4/conf/eth0/proxy_arp=1 of 7"]);
+    let told = told_beside("sysctl.net.ipv4.conf.eth0.proxy_arp=0", &inherited[3..]);
+    assert!(told.is_empty());
 }

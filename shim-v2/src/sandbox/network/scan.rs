@@ -76,8 +76,9 @@ pub struct Scan {
     pub neighbours: Vec<NeighbourMessage>,
     /// Of the namespace and these links; [`scan`] does not look at them.
     pub parameters: Vec<Parameter>,
-    /// Those of packets, if they are to be carried.
-    pub filters: Filters,
+    /// Those of packets, if they are to be carried; `None` if they could not be read, and the
+    /// guest keeps what it has.
+    pub filters: Option<Filters>,
 }
 
 /// Reads the namespace of the calling thread.

@@ -144,7 +144,11 @@ fn with_interface(expression: &[u8], cmp: &[u8], index: impl Fn(u32) -> Option<u
     let Some(Ok(host)) = operand.map(TryInto::try_into) else {
         return expression.to_vec();
     };
-    let guest = index(u32::from_ne_bytes(host)).unwrap_or(NO_INTERFACE);
+    let guest = match u32::from_ne_bytes(host) {
+        // None, on either side.
+        0 => 0,
+        host => index(host).unwrap_or(NO_INTERFACE),
+    };
     let mut value = Vec::new();
     put(&mut value, DATA_VALUE, &guest.to_ne_bytes());
     let data = replaced(cmp, CMP_DATA, &value);

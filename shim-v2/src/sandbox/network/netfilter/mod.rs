@@ -10,8 +10,10 @@ mod expressions;
 mod message;
 pub mod replay;
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::sys::utsname::uname;
@@ -79,13 +81,13 @@ fn bounded(tables: &[Message]) -> Result<(), TooMany> {
 pub fn nftables_is_there() -> bool {
     let module = Path::new("/sys/module/nf_tables");
     // What is built in is not told of anywhere else. Without this list it is better to ask.
-    let built_in = || {
+    static BUILT_IN: LazyLock<bool> = LazyLock::new(|| {
         let release = uname().map(|name| name.release().to_owned());
         let list = Path::new("/lib/modules").join(release.unwrap_or_default());
         let list = fs::read_to_string(list.join("modules.builtin"));
         list.map_or(true, |list| list.contains("/nf_tables.ko"))
-    };
-    module.exists() || built_in()
+    });
+    module.exists() || *BUILT_IN
 }
 
 fn tables() -> Result<Vec<Message>, NetlinkError> {
@@ -125,10 +127,14 @@ fn try_tables(netlink: &mut Netlink) -> Result<Option<Vec<Message>>, NetlinkErro
         }
     }
     messages.extend(netlink.list(&get(GETRULE))?);
-    // Each change makes a new generation, which every message names.
-    let whole = messages
-        .windows(2)
-        .all(|pair| pair[0].resource == pair[1].resource);
+    // Each change makes a new generation, which every message names. The last lists may be empty.
+    let mut generations = messages
+        .iter()
+        .map(|message| message.resource)
+        .collect::<HashSet<_>>();
+    let after = netlink.list(&get(GETTABLE))?;
+    generations.extend(after.first().map(|table| table.resource));
+    let whole = generations.len() == 1 && !after.is_empty();
     Ok(whole.then_some(messages))
 }
 
