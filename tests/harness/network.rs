@@ -27,12 +27,14 @@ pub const DUMP: &str = "
     ip -6 rule
     ip neigh show nud permanent | sed 's/ used.*probes [0-9]*//'";
 
-/// The lines of a dump, in an order of their own.
+/// The lines of a dump, in an order of their own. One that is told twice, as of a route that
+/// somebody has added once more, is one.
 pub fn lines(dump: &str) -> Vec<String> {
     let own = |line: &&str| !line.contains("husk") && !line.is_empty();
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let mut lines: Vec<String> = dump.lines().filter(own).map(words).collect();
     lines.sort();
+    lines.dedup();
     lines
 }
 

@@ -11,12 +11,13 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use agent_protocol::agent::Link as GuestLink;
+use agent_protocol::agent::{Link as GuestLink, NetworkRefusal};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::difference::{self, Difference, Item, Kind};
+use super::detour;
+use super::difference::{self, Difference, Item, Kind, Step};
 use super::events::Events;
 use super::mirror::{self, Pair};
 use super::netfilter::Filters;
@@ -324,7 +325,11 @@ impl Task {
         };
         let steps = difference.steps(&wanted, &links);
         let changes = steps.iter().map(|step| step.change.clone()).collect();
-        let refusals = match self.agent.configure_network(changes).await {
+        let refused = match self.agent.configure_network(changes).await {
+            Ok(refusals) => self.by_detours(&steps, refusals).await,
+            refused => refused,
+        };
+        let refusals = match refused {
             Ok(refusals) => refusals,
             Err(error) => {
                 difference::doubt(&mut self.given, wanted);
@@ -334,6 +339,35 @@ impl Task {
         let (given, complaints) = difference::outcome(&self.given, wanted, &steps, refusals);
         self.given = given;
         Ok(complaints)
+    }
+
+    /// Gives routes whose gateways cannot be reached another way; returns what stays refused.
+    async fn by_detours(
+        &self,
+        steps: &[Step],
+        refusals: Vec<NetworkRefusal>,
+    ) -> Result<Vec<NetworkRefusal>, AgentError> {
+        let (mut stay, mut tried, mut changes) = (Vec::new(), Vec::new(), Vec::new());
+        for refusal in refusals {
+            let step = steps.get(refusal.change as usize);
+            match step.and_then(|step| detour::around(&step.change, &refusal)) {
+                Some(detour) => {
+                    tried.push(refusal.change);
+                    changes.extend(detour);
+                }
+                None => stay.push(refusal),
+            }
+        }
+        if changes.is_empty() {
+            return Ok(stay);
+        }
+        for refusal in self.agent.configure_network(changes).await? {
+            let change = tried.get((refusal.change / detour::CHANGES) as usize);
+            if let (Some(&change), detour::ROUTE) = (change, refusal.change % detour::CHANGES) {
+                stay.push(NetworkRefusal { change, ..refusal });
+            }
+        }
+        Ok(stay)
     }
 
     async fn plug(&mut self, link: &Link) -> Result<(), FollowError> {

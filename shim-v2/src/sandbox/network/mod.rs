@@ -22,6 +22,7 @@
 //! kernel tells ([`events`]), and the guest is given the difference ([`difference`],
 //! [`follow`]).
 
+mod detour;
 pub mod difference;
 pub mod events;
 pub mod follow;
