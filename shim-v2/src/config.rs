@@ -60,7 +60,8 @@ pub enum LabelPolicy {
     Refuse,
 }
 
-/// In its namespace they do not see what a pod sends and receives.
+/// Whether the guest gets the packet filters of the pod's network namespace. There they do not see
+/// what the pod sends and receives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Netfilter {

@@ -29,7 +29,7 @@ pub struct Item {
     /// What kind of thing.
     pub kind: Kind,
     /// The request that gives it to the guest, or changes it where it can be changed: one of
-    /// rtnetlink(7), or what a kernel parameter is to be.
+    /// rtnetlink(7), a transaction of nfnetlink, or what a kernel parameter is to be.
     pub add: Vec<u8>,
     /// The request that takes it away. Two with the same one are the same thing.
     pub remove: Vec<u8>,
