@@ -6,19 +6,13 @@ use std::time::{Duration, Instant};
 
 use husk_tests::config::Config;
 use husk_tests::hold::{self, Hold};
-use husk_tests::network::{Namespace, node, told};
+use husk_tests::network::{Namespace, THE_NODES_PROGRAMS, node, told};
 use husk_tests::process::{self, DEADLINE};
 use husk_tests::{Container, Node, Runtime, Task};
 
 /// Both kinds of rules as the node's own programs tell them, but for counters and times.
 const SAVE: &str = "for v in iptables ip6tables; do $IN/usr/sbin/$v-nft-save; done \
     | sed '/^#/d; s/ \\[[0-9]*:[0-9]*\\]//'";
-/// Flags of a container that has the node's programs.
-const WITH_NODE: &[&str] = &[
-    "--privileged",
-    "--mount",
-    "type=bind,src=/,dst=/node,options=rbind:ro",
-];
 
 /// What the node's programs tell of a namespace.
 #[track_caller]
@@ -72,11 +66,7 @@ fn rules_of_the_namespace_act_in_the_guest_and_follow_its_changes() {
     let namespace = Namespace::new("wired", add);
     let (path, whole) = (namespace.path(), namespace.whole());
     let before = of_namespace(&path);
-    let network = format!("network:{path}");
-    let task = Container::husk(&["sleep", "infinity"])
-        .with(&["--with-ns", &network, "--null-io"])
-        .with(WITH_NODE)
-        .detach();
+    let task = namespace.run_beside_the_nodes_programs(Runtime::Husk);
     assert_eq!(told(&task, &of_guest()), before);
     let serve = "for port in 8080 81 83; do nc -ll -p $port -e echo $port & done >/dev/null 2>&1
         until [ $(netstat -lnt | grep -c LISTEN) = 3 ]; do sleep 0.1; done";
@@ -103,7 +93,7 @@ fn rules_that_come_between_create_and_start_are_there_when_the_program_begins() 
     let mut hold = Hold::install();
     let container = Container::husk(&["sh", "-c", &of_guest()])
         .with(hold::FLAGS)
-        .with(WITH_NODE);
+        .with(THE_NODES_PROGRAMS);
     let client = container.start();
     hold.wait();
     let task = container.task();

@@ -27,6 +27,13 @@ pub const DUMP: &str = "
     ip -6 rule
     ip neigh show nud permanent | sed 's/ used.*probes [0-9]*//'";
 
+/// Flags of a container that has all rights, and the node's programs by `chroot /node`.
+pub const THE_NODES_PROGRAMS: &[&str] = &[
+    "--privileged",
+    "--mount",
+    "type=bind,src=/,dst=/node,options=rbind:ro",
+];
+
 /// The lines of a dump, in an order of their own. One that is told twice, as of a route that
 /// somebody has added once more, is one.
 pub fn lines(dump: &str) -> Vec<String> {
@@ -150,8 +157,8 @@ impl Namespace {
     pub fn run_beside_the_nodes_programs(&self, runtime: Runtime) -> Task {
         let namespace = format!("network:{}", self.path());
         let task = Container::new(runtime, &["sleep", "infinity"])
-            .with(&["--with-ns", &namespace, "--privileged", "--null-io"])
-            .with(&["--mount", "type=bind,src=/,dst=/node,options=rbind:ro"])
+            .with(&["--with-ns", &namespace, "--null-io"])
+            .with(THE_NODES_PROGRAMS)
             .detach();
         told(&task, "mount --bind /dev /node/dev");
         task
