@@ -328,12 +328,9 @@ struct InterfaceRequest {
     padding: [u8; 22],
 }
 
-/// Makes a descriptor of `/dev/net/tun` that of a new tap named `name`. Its packets begin
-/// with the header of virtio-net.
-pub fn make_tap(tun: BorrowedFd<'_>, name: &str) -> io::Result<()> {
-    /// Fails if there is one of that name.
-    const IFF_TUN_EXCL: c_int = 0x8000;
-    let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | IFF_TUN_EXCL;
+/// Makes a descriptor of `/dev/net/tun` that of the tap `name`, which is made if there is none.
+/// `flags` are those of `TUNSETIFF`, 16 bits.
+pub fn attach_tap(tun: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Result<()> {
     let mut request = InterfaceRequest {
         name: [0; libc::IFNAMSIZ],
         flags: flags as libc::c_short,

@@ -34,6 +34,7 @@ mod failures;
 mod isolation;
 mod network;
 mod network_bounds;
+mod network_direct;
 mod network_follow;
 mod network_mesh;
 mod network_mtu;

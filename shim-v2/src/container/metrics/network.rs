@@ -86,7 +86,7 @@ fn parse(table: &str) -> Vec<Link> {
             sent: traffic(8)?,
         })
     });
-    let of_pod = |link: &Link| link.name != "lo" && !tap::is_ours(&link.name);
+    let of_pod = |link: &Link| link.name != "lo" && tap::link_of(&link.name).is_none();
     links.filter(of_pod).collect()
 }
 

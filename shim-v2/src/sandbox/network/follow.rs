@@ -102,7 +102,8 @@ impl Follower {
 struct Carried {
     pair: Pair,
     slot: u32,
-    redirect: Redirect,
+    /// Unless the link is used directly.
+    redirect: Option<Redirect>,
 }
 
 /// What the guest was not given of a look.
@@ -269,7 +270,11 @@ impl Task {
             failed: Vec::new(),
         };
         let carried = std::mem::take(&mut self.carried);
-        let is_kept = |link: &Carried| redirected.contains(&link.pair.host);
+        let is_there = |host| scan.links.iter().any(|link| link.index == host);
+        let is_kept = |link: &Carried| match link.redirect {
+            Some(_) => redirected.contains(&link.pair.host),
+            None => is_there(link.pair.host),
+        };
         let (kept, lost) = carried.into_iter().partition(is_kept);
         self.carried = kept;
         if !lost.is_empty() {
@@ -376,8 +381,7 @@ impl Task {
         let plugged = match self.nics.plug(nic).await {
             Ok(plugged) => plugged,
             Err(error) => {
-                let detached = self.blocking(move |netns| netns.detach(redirect)).await;
-                if let Err(error) = detached {
+                if let Err(error) = self.detach(redirect).await {
                     log::warn!("network: {}", chain(&error));
                 }
                 return Err(error.into());
@@ -401,9 +405,15 @@ impl Task {
             link.pair.host
         );
         let unplugged = self.nics.unplug(link.slot).await;
-        let redirect = link.redirect;
-        self.blocking(move |netns| netns.detach(redirect)).await?;
+        self.detach(link.redirect).await?;
         Ok(unplugged?)
+    }
+
+    async fn detach(&self, redirect: Option<Redirect>) -> Result<(), FollowError> {
+        match redirect {
+            Some(redirect) => self.blocking(move |netns| netns.detach(redirect)).await,
+            None => Ok(()),
+        }
     }
 
     async fn blocking<T: Send + 'static>(

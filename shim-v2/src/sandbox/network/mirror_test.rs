@@ -3,6 +3,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::CacheInfo;
 use netlink_packet_route::route::RouteNextHop;
 
+use super::super::scan::Backend;
 use super::*;
 
 fn link(index: u32, name: &str, mac: u8) -> Link {
@@ -15,6 +16,7 @@ fn link(index: u32, name: &str, mac: u8) -> Link {
         tx_queue_len: Some(1000),
         alias: None,
         vrf: None,
+        backend: Backend::Redirected,
     }
 }
 

@@ -7,7 +7,8 @@
 //!
 //! Each link that carries the pod's traffic gets a tap, which becomes a network device of the
 //! guest with the link's Ethernet address; what arrives at the one leaves by the other
-//! ([`scan`], [`tap`], [`redirect`]). VRFs are made in the guest, and names, addresses, routes,
+//! ([`scan`], [`tap`], [`redirect`]). A macvtap, or a tap that nobody holds, is the machine's end
+//! already and used directly ([`attach`]). VRFs are made in the guest, and names, addresses, routes,
 //! rules, neighbours ([`mirror`]), kernel parameters ([`parameters`]) and packet filters
 //! ([`netfilter`]) are set there as they were found. In the namespace nothing else is touched: a
 //! CNI plugin finds there what it left.
@@ -22,6 +23,7 @@
 //! kernel tells ([`events`]), and the guest is given the difference ([`difference`],
 //! [`follow`]).
 
+pub mod attach;
 mod detour;
 pub mod difference;
 pub mod events;
@@ -44,7 +46,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use husk_vmm::config::MAX_NICS;
-use nix::net::if_::if_nametoindex;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -54,13 +55,9 @@ use self::namespace::Namespace;
 use self::netfilter::Filters;
 use self::netlink::{Netlink, NetlinkError};
 use self::redirect::Redirect;
-use self::scan::{Link, Scan};
+use self::scan::Scan;
 use super::state_file::StateFile;
 use crate::config::{Config, Netfilter};
-use crate::error::chain;
-
-/// How often a namespace is looked at whose links go while the machine is connected to them.
-const LOOKS: usize = 10;
 
 /// Why the guest does not have the pod's network.
 #[derive(Debug, Error)]
@@ -121,6 +118,19 @@ pub enum NetworkError {
         /// Why.
         source: io::Error,
     },
+    /// A link that is to be the VMM's end itself.
+    #[error(
+        "the {kind} {name} of the pod's network namespace cannot be opened for the virtual machine{}",
+        tap::advice_for_its_own(source)
+    )]
+    Open {
+        /// A tap or a macvtap.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The redirects.
     #[error(
         "the traffic of link {link} cannot be redirected by tc: are sch_ingress, act_mirred and cls_matchall or cls_u32 there?"
@@ -165,8 +175,8 @@ pub struct Network {
     pub events: events::Sockets,
     /// What is to be set in the guest.
     pub scan: Scan,
-    /// What was added to the links, in the order of [`Scan::links`].
-    pub redirects: Vec<Redirect>,
+    /// What was added to the links, in the order of [`Scan::links`]; `None` where nothing was.
+    pub redirects: Vec<Option<Redirect>>,
     /// What the host dials on the namespace's loopback; `None` where the kernel cannot have
     /// it taken over.
     pub loopback: Option<Loopback>,
@@ -227,9 +237,6 @@ pub fn connect(
     Ok((nics, network))
 }
 
-/// What a redirected link got.
-type Attached = (Nic, Redirect);
-
 /// Without it a pod does all but port-forward.
 fn take_over_loopback() -> Option<Loopback> {
     let taken = loopback::take_over();
@@ -238,7 +245,8 @@ fn take_over_loopback() -> Option<Loopback> {
 }
 
 impl Netns {
-    /// Reads it once more. Returns also the links that have our redirect.
+    /// Reads it once more. Returns also the links that are redirected to a tap of ours: both may
+    /// be taken away by somebody.
     ///
     /// # Errors
     /// See [`NetworkError`].
@@ -250,7 +258,8 @@ impl Netns {
             for link in &scan.links {
                 let what = "tc filters";
                 let is_on = redirect::is_on(netlink, link.index);
-                if is_on.map_err(|source| NetworkError::List { what, source })? {
+                let is_on = is_on.map_err(|source| NetworkError::List { what, source })?;
+                if is_on && scan.tapped.contains(&link.index) {
                     redirected.push(link.index);
                 }
             }
@@ -290,149 +299,6 @@ impl Netns {
         let carried = self.netfilter == Netfilter::Carry;
         carried && !events.tell_of_filters() && netfilter::nftables_is_there()
     }
-
-    /// Connects a link to a new tap.
-    ///
-    /// # Errors
-    /// See [`NetworkError`]; nothing is left then.
-    pub fn attach(&self, link: &Link) -> Result<Attached, NetworkError> {
-        self.namespace.within(|netlink| {
-            let filtered = filtered(netlink)?;
-            self.attach_with(netlink, link, &filtered)
-        })
-    }
-
-    /// Takes away what [`Netns::attach`] added to a link, if it is there.
-    ///
-    /// # Errors
-    /// See [`NetworkError`].
-    pub fn detach(&self, redirect: Redirect) -> Result<(), NetworkError> {
-        self.namespace.within(|netlink| remove(netlink, redirect))?;
-        self.forget(redirect)
-    }
-
-    /// Redirects all links. Where one went while they were at it, everything is looked at again.
-    fn attach_all(&self, netlink: &mut Netlink) -> Result<(Scan, Vec<Attached>), NetworkError> {
-        let mut looks = 0;
-        loop {
-            let mut scan = self.scan(netlink)?;
-            if let Some(problem) = scan.problems.pop() {
-                return Err(problem);
-            }
-            let found = scan.links.len();
-            if found > MAX_NICS as usize {
-                return Err(NetworkError::TooMany { found });
-            }
-            let filtered = filtered(netlink)?;
-            let mut attached = Vec::new();
-            let failed = scan.links.iter().find_map(|link| {
-                match self.attach_with(netlink, link, &filtered) {
-                    Ok(one) => attached.push(one),
-                    Err(error) => return Some((link, error)),
-                }
-                None
-            });
-            let Some((link, error)) = failed else {
-                return Ok((scan, attached));
-            };
-            looks += 1;
-            if looks == LOOKS || if_nametoindex(link.name.as_str()) == Ok(link.index) {
-                return Err(error);
-            }
-            log::info!("network: link {} went during the boot", link.name);
-            for (_, redirect) in attached {
-                remove(netlink, redirect)?;
-                self.forget(redirect)?;
-            }
-        }
-    }
-
-    fn attach_with(
-        &self,
-        netlink: &mut Netlink,
-        link: &Link,
-        filtered: &[u32],
-    ) -> Result<Attached, NetworkError> {
-        let tap = tap::make(netlink, link)?;
-        let redirect = redirect::plan(filtered, link.index);
-        self.record(redirect)?;
-        if let Err(source) = join(netlink, link, tap.index, redirect) {
-            // Nothing of ours is there.
-            if let Err(error) = self.forget(redirect) {
-                log::warn!("link {}: {}", link.name, chain(&error));
-            }
-            let link = link.name.clone();
-            return Err(NetworkError::Redirect { link, source });
-        }
-        let nic = Nic {
-            tap: tap.fd,
-            mac: link.mac,
-            // The guest is told the link's like its other settings, which may change.
-            mtu: u16::MAX,
-        };
-        Ok((nic, redirect))
-    }
-
-    fn forget(&self, redirect: Redirect) -> Result<(), NetworkError> {
-        let struck = self.file.record(|state| {
-            if let Some(redirects) = &mut state.redirects {
-                redirects.links.retain(|recorded| *recorded != redirect);
-            }
-        });
-        struck.map_err(NetworkError::Record)
-    }
-
-    fn record(&self, redirect: Redirect) -> Result<(), NetworkError> {
-        let Some(name) = &self.name else {
-            return Ok(());
-        };
-        // Not the path's, which may name another one by now, or none.
-        let inode = self.namespace.inode().map_err(NetworkError::Record)?;
-        let recorded = self.file.record(|state| {
-            let redirects = state.redirects.get_or_insert_with(|| Redirects {
-                netns: name.clone(),
-                inode,
-                links: Vec::new(),
-            });
-            redirects.links.push(redirect);
-        });
-        recorded.map_err(NetworkError::Record)
-    }
-}
-
-fn filtered(netlink: &mut Netlink) -> Result<Vec<u32>, NetworkError> {
-    let what = "queueing disciplines";
-    redirect::filtered(netlink).map_err(|source| NetworkError::List { what, source })
-}
-
-/// Redirects between a link and its tap. After an error the link is as it was.
-fn join(
-    netlink: &mut Netlink,
-    link: &Link,
-    tap: u32,
-    redirect: Redirect,
-) -> Result<(), NetlinkError> {
-    let back = Redirect {
-        link: tap,
-        own_qdisc: true,
-    };
-    back.add(netlink, link.index)?;
-    let joined = redirect.add(netlink, tap);
-    if link.tx_queue_len == Some(0)
-        && let Err(error) = redirect::without_queue(netlink, link.index)
-    {
-        let (name, error) = (&link.name, chain(&error));
-        log::warn!("link {name} has a transmit queue, which it had not: {error}");
-    }
-    joined
-}
-
-fn remove(netlink: &mut Netlink, redirect: Redirect) -> Result<(), NetworkError> {
-    let removed = redirect.remove(netlink);
-    removed.map_err(|source| NetworkError::Redirect {
-        link: format!("number {}", redirect.link),
-        source,
-    })
 }
 
 /// What was added to links of a namespace, for clean-up.
@@ -469,7 +335,7 @@ impl Redirects {
         namespace.within(|netlink| {
             let mut result = Ok(());
             for redirect in self.links.iter().rev() {
-                result = result.and(remove(netlink, *redirect));
+                result = result.and(attach::remove(netlink, *redirect));
             }
             result
         })

@@ -2,6 +2,7 @@ use std::collections::HashMap;
 
 use netlink_packet_route::link::LinkFlags;
 
+use super::super::scan::Backend;
 use super::*;
 
 fn link(index: u32, name: &str) -> Link {
@@ -14,6 +15,7 @@ fn link(index: u32, name: &str) -> Link {
         tx_queue_len: None,
         alias: None,
         vrf: None,
+        backend: Backend::Redirected,
     }
 }
 

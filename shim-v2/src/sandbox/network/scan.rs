@@ -2,7 +2,8 @@
 
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVrf, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    InfoData, InfoIpVlan, InfoKind, InfoVrf, IpVlanMode, LinkAttribute, LinkFlags, LinkInfo,
+    LinkLayerType, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
@@ -27,6 +28,19 @@ const FALLBACK_TUNNELS: [&str; 9] = [
     "tunl0", "sit0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6tnl0", "ip6gre0",
 ];
 
+/// What of a link is the machine's end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// A tap of ours, and redirects between the two.
+    Redirected,
+    /// The link: a tap that no program holds.
+    Tap,
+    /// The link: it has a character device.
+    MacVtap,
+}
+
+const IPVLAN_L3S: InfoIpVlan = InfoIpVlan::Mode(IpVlanMode::L3S);
+
 /// A link that the guest has, too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -46,6 +60,8 @@ pub struct Link {
     pub alias: Option<String>,
     /// The number of the VRF that it is a port of.
     pub vrf: Option<u32>,
+    /// What the machine is connected to.
+    pub backend: Backend,
 }
 
 /// A routing domain of some links. It carries nothing by itself: the guest makes its own.
@@ -64,6 +80,8 @@ pub struct Scan {
     pub links: Vec<Link>,
     /// In the same order.
     pub vrfs: Vec<Vrf>,
+    /// Those of them, by their numbers, whose tap of ours is there and up.
+    pub tapped: Vec<u32>,
     /// The links that a guest cannot have though they are up.
     pub problems: Vec<NetworkError>,
     /// Of these links, the VRFs and lo.
@@ -136,8 +154,12 @@ fn carried(links: impl Iterator<Item = LinkMessage>) -> Scan {
         let mut link = Link::of(message);
         let (kind, controller) = (kind(message), controller(message));
         let fallback = FALLBACK_TUNNELS.contains(&link.name.as_str());
-        let ours = matches!(kind, Some(InfoKind::Tun)) && tap::is_ours(&link.name);
-        if link.flags.contains(LinkFlags::Loopback) || fallback || ours {
+        if link.flags.contains(LinkFlags::Loopback) || fallback {
+            continue;
+        }
+        let up = link.flags.contains(LinkFlags::Up);
+        if let (Some(InfoKind::Tun), Some(of)) = (kind, tap::link_of(&link.name)) {
+            scan.tapped.extend(up.then_some(of));
             continue;
         }
         if matches!(kind, Some(InfoKind::Vrf)) {
@@ -152,20 +174,12 @@ fn carried(links: impl Iterator<Item = LinkMessage>) -> Scan {
             Some(InfoKind::Vrf) => link.vrf = controller,
             _ => {}
         }
-        let problem = if message.header.link_layer_type != LinkLayerType::Ether {
-            Some(format!(
-                "is no Ethernet link but one of type {:?}",
-                message.header.link_layer_type
-            ))
-        } else if matches!(kind, Some(InfoKind::Tun | InfoKind::MacVtap)) {
-            kind.map(|kind| format!("is of kind {kind}"))
-        } else {
-            let controller = controller.filter(|_| link.vrf.is_none());
-            controller.map(|index| format!("is a port of link {index}"))
-        };
+        let controller = controller.filter(|_| link.vrf.is_none());
+        let problem =
+            unfit(message).or_else(|| controller.map(|index| format!("is a port of link {index}")));
         match problem {
             None => scan.links.push(link),
-            Some(problem) if link.flags.contains(LinkFlags::Up) => {
+            Some(problem) if up => {
                 let name = link.name;
                 scan.problems.push(NetworkError::Link { name, problem });
             }
@@ -188,6 +202,7 @@ impl Link {
             tx_queue_len: None,
             alias: None,
             vrf: None,
+            backend: backend(message),
         };
         for attribute in &message.attributes {
             match attribute {
@@ -220,6 +235,49 @@ fn kind(message: &LinkMessage) -> Option<&InfoKind> {
         LinkInfo::Kind(kind) => Some(kind),
         _ => None,
     })
+}
+
+/// What leaves by a tap reaches the program that holds it, as with a wire. One without, which has
+/// no carrier, waits for a machine.
+fn backend(message: &LinkMessage) -> Backend {
+    let carrier = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::Carrier(1..));
+    match kind(message) {
+        Some(InfoKind::MacVtap) => Backend::MacVtap,
+        Some(InfoKind::Tun) if !message.attributes.iter().any(carrier) => Backend::Tap,
+        _ => Backend::Redirected,
+    }
+}
+
+/// What is special about a link that no machine can be connected to.
+fn unfit(message: &LinkMessage) -> Option<String> {
+    use InfoKind::{
+        ErSpan, Geneve, GreTap, GreTap6, Ip6ErSpan, IpVlan, IpVtap, MacSec, MacVlan, MacVtap, Vlan,
+        Vxlan,
+    };
+    let layer = message.header.link_layer_type;
+    if layer != LinkLayerType::Ether {
+        return Some(format!("is no Ethernet link but one of type {layer:?}"));
+    }
+    // Its packets change their link in the stack, behind any redirect.
+    let mode = infos(message).find_map(|info| match info {
+        LinkInfo::Data(InfoData::IpVlan(info)) => Some(info.contains(&IPVLAN_L3S)),
+        _ => None,
+    });
+    if mode == Some(true) {
+        return Some("is an ipvlan of mode l3s".to_owned());
+    }
+    // What is for such a link arrives at another one, or for its namespace. Where that is this
+    // one it is the guest's already, whose kernel would need a link like it.
+    let elsewhere = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkNetNsId(_));
+    match kind(message)? {
+        kind @ (Vlan | MacVlan | MacVtap | IpVlan | IpVtap | MacSec | Vxlan | Geneve | GreTap
+        | GreTap6 | ErSpan | Ip6ErSpan)
+            if !message.attributes.iter().any(elsewhere) =>
+        {
+            Some(format!("is a {kind} made on another link of the namespace"))
+        }
+        _ => None,
+    }
 }
 
 fn vrf_table(message: &LinkMessage) -> Option<u32> {

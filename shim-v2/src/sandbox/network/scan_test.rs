@@ -29,7 +29,8 @@ fn links_are_carried_in_the_order_they_came_to_be() {
     let lo = message(1, "lo", up | LinkFlags::Loopback);
     let mut tunnel = message(2, "sit0", LinkFlags::empty());
     tunnel.header.link_layer_type = LinkLayerType::Sit;
-    let late = of_kind(message(9, "net1", up), InfoKind::MacVlan);
+    let mut late = of_kind(message(9, "net1", up), InfoKind::MacVlan);
+    late.attributes.push(LinkAttribute::LinkNetNsId(0));
     let first = of_kind(message(3, "eth0", up), InfoKind::Veth);
     let down = of_kind(message(5, "net2", LinkFlags::empty()), InfoKind::Dummy);
     let links = carried([lo, tunnel, late, down, first].into_iter()).links;
@@ -79,10 +80,29 @@ fn a_vrf_is_the_guests_own_and_its_ports_are_carried() {
 #[test]
 fn our_taps_are_none_of_the_pods_links() {
     let tap = |name| of_kind(message(8, name, LinkFlags::Up), InfoKind::Tun);
-    let scan = carried([tap("husk7")].into_iter());
-    assert!(scan.links.is_empty() && scan.problems.is_empty());
-    let scan = carried([tap("huskies")].into_iter());
-    assert_eq!(scan.problems.len(), 1);
+    let mut down = tap("husk9");
+    down.header.flags = LinkFlags::empty();
+    let scan = carried([tap("husk7"), down, tap("huskies")].into_iter());
+    assert_eq!(
+        (names(&scan.links), scan.tapped),
+        (vec!["huskies"], vec![7])
+    );
+}
+
+#[test]
+fn what_waits_for_a_machine_is_used_directly() {
+    let with = |kind, carrier| {
+        let mut message = of_kind(message(8, "net1", LinkFlags::Up), kind);
+        let of_the_host = LinkAttribute::LinkNetNsId(0);
+        message
+            .attributes
+            .extend([LinkAttribute::Carrier(carrier), of_the_host]);
+        carried([message].into_iter()).links[0].backend
+    };
+    assert_eq!(with(InfoKind::Tun, 0), Backend::Tap);
+    assert_eq!(with(InfoKind::Tun, 1), Backend::Redirected);
+    assert_eq!(with(InfoKind::MacVtap, 1), Backend::MacVtap);
+    assert_eq!(with(InfoKind::Veth, 0), Backend::Redirected);
 }
 
 #[test]
@@ -91,11 +111,18 @@ fn a_link_that_cannot_be_carried_is_named_if_it_is_up() {
     wireguard.header.link_layer_type = LinkLayerType::None;
     let mut port = message(5, "port", LinkFlags::empty());
     port.attributes.push(LinkAttribute::Controller(9));
-    let macvtap = of_kind(message(6, "tap0", LinkFlags::empty()), InfoKind::MacVtap);
+    let vlan = of_kind(message(6, "eth0.5", LinkFlags::empty()), InfoKind::Vlan);
+    let mut ipvlan = message(7, "net1", LinkFlags::empty());
+    ipvlan.attributes.push(LinkAttribute::LinkNetNsId(0));
+    ipvlan.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::IpVlan),
+        LinkInfo::Data(InfoData::IpVlan(vec![IPVLAN_L3S])),
+    ]));
     for (mut link, words) in [
         (wireguard, "Ethernet"),
         (port, "port of link 9"),
-        (macvtap, "macvtap"),
+        (vlan, "a vlan made on another link of the namespace"),
+        (ipvlan, "mode l3s"),
     ] {
         let scan = carried([link.clone()].into_iter());
         assert!(scan.links.is_empty() && scan.problems.is_empty());

@@ -1,18 +1,28 @@
-//! The taps: the VMM's end of each link, in the pod's network namespace.
+//! The taps: the VMM's end of each link, in the pod's network namespace. Most are ours; a tap
+//! or macvtap of the pod's own is opened as it is.
 
 use std::fs;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use libc::c_int;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkFlags, LinkMessage};
+use nix::errno::Errno;
+use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, openat};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::NetworkError;
 use super::netlink::Netlink;
 use super::scan::Link;
 use crate::sys;
+
+/// Ethernet frames, each after the header of virtio-net.
+const TAP: c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+/// Fails if there is one of that name.
+const IFF_TUN_EXCL: c_int = 0x8000;
 
 /// A tap that is up. It is gone with the last copy of its descriptor.
 #[derive(Debug)]
@@ -28,10 +38,9 @@ pub fn name(link: u32) -> String {
     format!("husk{link}")
 }
 
-/// Whether a tap of this name is one of ours.
-pub fn is_ours(name: &str) -> bool {
-    let link = name.strip_prefix("husk");
-    link.is_some_and(|link| link.parse::<u32>().is_ok())
+/// The number of the link that a tap of ours of this name belongs to.
+pub fn link_of(name: &str) -> Option<u32> {
+    name.strip_prefix("husk")?.parse().ok()
 }
 
 /// Makes the tap of `link` in the calling thread's namespace.
@@ -45,7 +54,7 @@ pub fn make(netlink: &mut Netlink, link: &Link) -> Result<Tap, NetworkError> {
         link: link.name.clone(),
         source,
     };
-    let (fd, index) = open(&name).map_err(failed)?;
+    let (fd, index) = attach(&name, TAP | IFF_TUN_EXCL).map_err(failed)?;
     keep_silent(&name).map_err(failed)?;
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -55,6 +64,80 @@ pub fn make(netlink: &mut Netlink, link: &Link) -> Result<Tap, NetworkError> {
     let up = netlink.change(0, RouteNetlinkMessage::SetLink(message));
     up.map_err(|error| failed(io::Error::other(error)))?;
     Ok(Tap { index, fd })
+}
+
+/// Opens the tap `link` of the calling thread's namespace, which nobody holds.
+///
+/// # Errors
+/// [`NetworkError::Open`].
+pub fn open_tap(link: &Link) -> Result<OwnedFd, NetworkError> {
+    let open = || {
+        let one = attach(&link.name, TAP);
+        // What it was made with has to be named, too.
+        let (fd, index) = match one {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                attach(&link.name, TAP | libc::IFF_MULTI_QUEUE)?
+            }
+            one => one?,
+        };
+        // Without one of that name the call makes one, which goes with the descriptor.
+        match index == link.index {
+            true => Ok(fd),
+            false => Err(Errno::ENODEV.into()),
+        }
+    };
+    open().map_err(|source| cannot_open("tap", link, source))
+}
+
+/// Opens the character device of the macvtap `link` of the calling thread's namespace.
+///
+/// # Errors
+/// [`NetworkError::Open`].
+pub fn open_macvtap(link: &Link) -> Result<OwnedFd, NetworkError> {
+    let open = || {
+        // The numbers are in the sysfs of the namespace; the node's /dev may have none of it, or
+        // another namespace's of the same name.
+        let sysfs = mounted("sysfs", MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+        let numbers = format!("class/macvtap/tap{}/dev", link.index);
+        let numbers = openat(&sysfs, numbers, OFlags::CLOEXEC, Mode::empty())?;
+        let numbers = io::read_to_string(File::from(numbers))?;
+        let device = device(&numbers).ok_or(io::ErrorKind::InvalidData)?;
+        let dev = mounted("tmpfs", MountAttrFlags::empty())?;
+        mknodat(&dev, "tap", FileType::CharacterDevice, Mode::RUSR, device)?;
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        Ok(openat(&dev, "tap", flags, Mode::empty())?)
+    };
+    open().map_err(|source| cannot_open("macvtap", link, source))
+}
+
+/// A new file system of this type that is mounted nowhere.
+fn mounted(kind: &str, attributes: MountAttrFlags) -> io::Result<OwnedFd> {
+    let new = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(new.as_fd())?;
+    Ok(fsmount(
+        new.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes,
+    )?)
+}
+
+/// Reads `major:minor`.
+fn device(numbers: &str) -> Option<u64> {
+    let (major, minor) = numbers.trim_end().split_once(':')?;
+    Some(makedev(major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn cannot_open(kind: &'static str, link: &Link, source: io::Error) -> NetworkError {
+    let name = link.name.clone();
+    NetworkError::Open { kind, name, source }
+}
+
+/// What to do when one that is there cannot be opened.
+pub fn advice_for_its_own(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EBUSY) => ": another program has just opened it",
+        _ => "",
+    }
 }
 
 /// What to do when one cannot be made.
@@ -67,14 +150,15 @@ pub fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-fn open(name: &str) -> io::Result<(OwnedFd, u32)> {
+/// A descriptor of the tap `name`, and its number.
+fn attach(name: &str, flags: c_int) -> io::Result<(OwnedFd, u32)> {
     let mut options = OpenOptions::new();
     let options = options.read(true).write(true);
     let fd: OwnedFd = options
         .custom_flags(libc::O_NONBLOCK)
         .open("/dev/net/tun")?
         .into();
-    sys::make_tap(fd.as_fd(), name)?;
+    sys::attach_tap(fd.as_fd(), name, flags)?;
     let index = nix::net::if_::if_nametoindex(name)?;
     Ok((fd, index))
 }

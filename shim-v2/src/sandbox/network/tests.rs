@@ -19,7 +19,9 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sched::CloneFlags;
 
 use super::super::state_file::State;
+use super::attach::filtered;
 use super::difference::{Difference, Item};
+use super::scan::Backend;
 use super::*;
 
 /// Does `work` in the namespace of a path.
@@ -232,6 +234,7 @@ async fn links_are_connected_and_let_go_later() {
     assert_eq!((scan.links.len(), redirected.len()), (2, 0));
     let link = &scan.links[0];
     let (nic, redirect) = netns.attach(link).unwrap();
+    let redirect = redirect.unwrap();
     assert_eq!((nic.mac, redirect.link), (link.mac, link.index));
     // A second tap for it cannot be, and leaves nothing.
     let refused = netns.attach(link).unwrap_err().to_string();
@@ -253,6 +256,7 @@ async fn links_are_connected_and_let_go_later() {
 
     // Somebody puts a discipline of his own in the place of ours, which is told and left to him.
     let (_nic, redirect) = netns.attach(link).unwrap();
+    let redirect = redirect.unwrap();
     while events.drain() {}
     let own = format!("dev {} clsact", link.name);
     if !namespace.ip(&format!("tc qdisc del {own}; tc qdisc add {own}")) {
@@ -263,6 +267,41 @@ async fn links_are_connected_and_let_go_later() {
     netns.detach(redirect).unwrap();
     assert_eq!(namespace.qdiscs(link.index), ["clsact"]);
     assert!(file.state().redirects.unwrap().links.is_empty());
+}
+
+#[tokio::test]
+async fn a_tap_that_nobody_holds_is_opened_itself() {
+    let Some(namespace) = Namespace::new() else {
+        eprintln!("skipped: needs root and /dev/net/tun");
+        return;
+    };
+    let taps = "ip tuntap add free mode tap; ip tuntap add many mode tap multi_queue";
+    if !namespace.ip(taps) {
+        eprintln!("skipped: needs iproute2");
+        return;
+    }
+    let links = namespace.links();
+    let dir = tempfile::tempdir().unwrap();
+    let file = Arc::new(StateFile::create(dir.path().join("s"), State::default()).unwrap());
+    let name = Some(namespace.path.clone());
+    let (nics, network) = connect(file.clone(), &namespace.path, name, &Config::default()).unwrap();
+    assert_eq!(network.redirects, [None, None]);
+    assert_eq!(namespace.links(), links);
+    assert!(file.state().redirects.is_none());
+    // Held, it is like any other link: who holds it is at its far end.
+    let backends = |scan: Scan| scan.links.into_iter().map(|link| link.backend);
+    let held: Vec<_> = backends(network.netns.look().unwrap().0).collect();
+    assert_eq!(held, [Backend::Redirected; 2]);
+    let other = network.netns.attach(&network.scan.links[0]).unwrap_err();
+    assert!(other.to_string().contains("another program"), "{other}");
+    drop(nics);
+    let left: Vec<_> = backends(network.netns.look().unwrap().0).collect();
+    assert_eq!(left, [Backend::Tap; 2]);
+    // One that went meanwhile is not made anew.
+    assert!(namespace.ip("ip link del free"));
+    let gone = network.netns.attach(&network.scan.links[0]).unwrap_err();
+    assert!(gone.to_string().contains("the tap free"), "{gone}");
+    assert!(!namespace.links().iter().any(|link| link == "free"));
 }
 
 #[test]
