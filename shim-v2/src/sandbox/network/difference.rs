@@ -54,8 +54,8 @@ pub enum Kind {
     Port,
     /// That a link is up.
     Up,
-    /// An address.
-    Address,
+    /// An address of a list.
+    Address(AddressList),
     /// A route.
     Route,
     /// A rule of policy routing.
@@ -72,6 +72,28 @@ pub enum Kind {
     },
     /// A table of packet filters. Its requests are transactions of nfnetlink.
     Filters,
+}
+
+/// Addresses of a link in the guest whose order says which of them a kernel prefers. An address
+/// gets its place when it is given, and another one only when it is given anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum AddressList {
+    /// Those of one network: the first is the primary one.
+    V4 {
+        /// The link.
+        link: u32,
+        /// Its address.
+        network: u32,
+        /// How many bits of that count.
+        prefix: u8,
+    },
+    /// Those of one scope: the last is taken first.
+    V6 {
+        /// The link.
+        link: u32,
+        /// `RT_SCOPE_*`.
+        scope: u8,
+    },
 }
 
 impl Item {
@@ -116,7 +138,7 @@ impl Item {
     /// Whether a kernel takes it away, or sets it anew, with what is `swept`.
     fn is_swept(&self, swept: Swept) -> bool {
         match self.kind {
-            Kind::Address | Kind::Route | Kind::Neighbour => swept != Swept::Nothing,
+            Kind::Address(_) | Kind::Route | Kind::Neighbour => swept != Swept::Nothing,
             Kind::Parameter { of_link, .. } => of_link && swept == Swept::Everything,
             _ => false,
         }
@@ -135,7 +157,7 @@ impl Item {
             Kind::Vrf | Kind::Link { .. } | Kind::Parameter { spreads: true, .. } => {
                 Swept::Everything
             }
-            Kind::Port | Kind::Up | Kind::Address => Swept::Addresses,
+            Kind::Port | Kind::Up | Kind::Address(_) => Swept::Addresses,
             _ => Swept::Nothing,
         }
     }
@@ -186,10 +208,15 @@ impl Difference {
         let before: HashMap<&[u8], &Item> =
             given.iter().map(|item| (&item.remove[..], item)).collect();
         let after: HashSet<&[u8]> = wanted.iter().map(|item| &item.remove[..]).collect();
+        let misplaced = misplaced(given, wanted);
+        let stays = |item: &Item| {
+            let name = &item.remove[..];
+            item.ages || after.contains(name) && !misplaced.contains(name)
+        };
         let mut swept = Swept::Nothing;
         let mut difference = Self::default();
         for item in given.iter().rev() {
-            if !item.ages && !after.contains(&item.remove[..]) {
+            if !stays(item) {
                 swept = swept.max(item.sweeps());
                 let what = format!("{}, removed", item.what);
                 let step = item.step(what, &item.remove, Effect::Remove);
@@ -197,7 +224,7 @@ impl Difference {
             }
         }
         for (number, item) in wanted.iter().enumerate() {
-            let earlier = before.get(&item.remove[..]);
+            let earlier = before.get(&item.remove[..]).filter(|item| stays(item));
             let effect = match earlier {
                 Some(earlier) if earlier.add == item.add || item.ages => Effect::Again(number),
                 Some(_) => Effect::Change(number),
@@ -231,6 +258,30 @@ impl Difference {
         let steps = self.removals.into_iter().chain(names);
         steps.chain(self.additions).collect()
     }
+}
+
+/// The addresses, by the requests that take them away, that come in another order than before
+/// or behind new ones, so that they have to be given anew.
+fn misplaced<'a>(given: &'a [Item], wanted: &'a [Item]) -> HashSet<&'a [u8]> {
+    let lists = |items: &'a [Item]| {
+        let mut lists: HashMap<AddressList, Vec<&[u8]>> = HashMap::new();
+        for item in items.iter().filter(|item| !item.ages) {
+            if let Kind::Address(list) = item.kind {
+                lists.entry(list).or_default().push(&item.remove);
+            }
+        }
+        lists
+    };
+    let wanted = lists(wanted);
+    let mut misplaced = HashSet::new();
+    for (list, mut given) in lists(given) {
+        let wanted = wanted.get(&list).map_or(&[][..], Vec::as_slice);
+        given.retain(|name| wanted.contains(name));
+        let pairs = given.iter().zip(wanted);
+        let in_place = pairs.take_while(|(given, wanted)| given == wanted).count();
+        misplaced.extend(&given[in_place..]);
+    }
+    misplaced
 }
 
 fn step(what: String, request: Vec<u8>, effect: Effect) -> Step {
@@ -328,22 +379,22 @@ pub fn outcome(
         }
     }
     // What was refused to change is there as before, and what ages is not taken away.
-    let unchanged: HashSet<&[u8]> = steps
-        .iter()
-        .filter_map(|step| match step.effect {
-            Effect::Change(number) if missing.contains(&number) => Some(&wanted[number].remove[..]),
-            _ => None,
-        })
-        .collect();
+    let changes = steps.iter().filter_map(|step| match step.effect {
+        Effect::Change(number) => Some(number),
+        _ => None,
+    });
+    let unchanged: HashSet<usize> = changes.filter(|number| missing.contains(number)).collect();
     let names: HashSet<&[u8]> = wanted.iter().map(|item| &item.remove[..]).collect();
-    let stays = |item: &&Item| {
-        let name = &item.remove[..];
-        unchanged.contains(name) || item.ages && !names.contains(name)
-    };
-    let mut has: Vec<Item> = given.iter().filter(stays).cloned().collect();
-    let wanted = wanted.into_iter().enumerate();
-    let wanted = wanted.filter(|(number, _)| !missing.contains(number));
-    has.extend(wanted.map(|(_, item)| item));
+    let aging = |item: &&Item| item.ages && !names.contains(&item.remove[..]);
+    let mut has: Vec<Item> = given.iter().filter(aging).cloned().collect();
+    for (number, item) in wanted.into_iter().enumerate() {
+        if unchanged.contains(&number) {
+            let before = given.iter().find(|given| given.remove == item.remove);
+            has.extend(before.cloned());
+        } else if !missing.contains(&number) {
+            has.push(item);
+        }
+    }
     (has, complaints)
 }
 

@@ -1,6 +1,7 @@
 use super::*;
 
 const UP: Kind = Kind::Up;
+const ADDRESS: Kind = Kind::Address(AddressList::V6 { link: 2, scope: 0 });
 
 fn item(what: &str, kind: Kind, add: u8) -> Item {
     Item {
@@ -33,7 +34,7 @@ fn pod() -> Vec<Item> {
     vec![
         link(2, "eth0"),
         item("up", UP, 1),
-        item("address", Kind::Address, 1),
+        item("address", ADDRESS, 1),
         item("route", Kind::Route, 1),
         item("rule", Kind::Rule, 1),
     ]
@@ -133,9 +134,36 @@ fn what_is_set_for_all_links_takes_along_what_is_set_for_one() {
     ];
     assert_eq!(whats(&steps(&given, &wanted)), again);
     let mut wanted = given.clone();
-    wanted.retain(|item| item.kind != Kind::Address);
+    wanted.retain(|item| item.kind != ADDRESS);
     let again = ["address, removed", "route"];
     assert_eq!(whats(&steps(&given, &wanted)), again);
+}
+
+#[test]
+fn addresses_are_given_anew_where_their_order_changed() {
+    let addresses = |names: &str| -> Vec<Item> {
+        let names = names.split_whitespace();
+        names.map(|name| item(name, ADDRESS, 1)).collect()
+    };
+    for (given, wanted, expected) in [
+        ("a b", "a b c", "c"),
+        ("a b c", "a c", "b- a c"),
+        ("a b c", "a c b", "c- b- a c b"),
+        ("a b", "c a b", "b- a- c a b"),
+        ("a b c", "c d", "b- a- c d"),
+    ] {
+        let steps = steps(&addresses(given), &addresses(wanted));
+        let whats = whats(&steps).join(" ").replace(", removed", "-");
+        assert_eq!(whats, expected, "{given} -> {wanted}");
+    }
+    // What gets old has its place in the guest alone, and lists know nothing of each other.
+    let mut given = addresses("a b");
+    given[0].ages = true;
+    assert!(Difference::between(&given, &addresses("b")).is_empty());
+    let mut given = addresses("a b");
+    given[0].kind = Kind::Address(AddressList::V6 { link: 3, scope: 0 });
+    let wanted = [given[1].clone(), given[0].clone()];
+    assert!(Difference::between(&given, &wanted).is_empty());
 }
 
 #[test]

@@ -10,9 +10,8 @@ use std::net::IpAddr;
 
 use agent_protocol::agent::Link as GuestLink;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage,
+    AddressAttribute, AddressFlags, AddressHeader, AddressHeaderFlags, AddressMessage,
 };
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVrf, LinkAttribute,
@@ -24,9 +23,10 @@ use netlink_packet_route::route::{
     RouteProtocol,
 };
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::NetworkError;
-use super::difference::{Item, Kind, out_of_the_way, unwanted_name};
+use super::difference::{AddressList, Item, Kind, out_of_the_way, unwanted_name};
 use super::netfilter::replay;
 use super::parameters::Parameter;
 use super::scan::{LOOPBACK, Link, Scan, Vrf, table};
@@ -107,7 +107,11 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
             .filter(up)
             .map(|(link, index)| bring_up(link, index)),
     );
-    let addresses = scan.addresses.iter();
+    let is_v6 = |address: &&AddressMessage| address.header.family == AddressFamily::Inet6;
+    let (v6, v4): (Vec<_>, Vec<_>) = scan.addresses.iter().partition(is_v6);
+    // A kernel lists them in the order of its preference: with version 4 a new one is the last,
+    // with version 6 the first of its scope.
+    let addresses = v4.into_iter().chain(v6.into_iter().rev());
     items.extend(addresses.filter_map(|address| mirror.address(address)));
     let mut routes: Vec<&RouteMessage> = scan.routes.iter().collect();
     // A gateway must be reachable by a route that exists already.
@@ -300,10 +304,11 @@ impl Mirror<'_> {
                     | AddressAttribute::Broadcast(_)
             )
         });
+        let kind = Kind::Address(list(&wanted.header, peer.unwrap_or(ip)));
         let add = RouteNetlinkMessage::NewAddress(wanted);
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
         let remove = RouteNetlinkMessage::DelAddress(known);
-        Some(Item::new(what, Kind::Address, (flags, add), remove).aging(ages))
+        Some(Item::new(what, kind, (flags, add), remove).aging(ages))
     }
 
     /// `None` for a route by a link that is not carried.
@@ -369,6 +374,27 @@ impl Mirror<'_> {
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
         let remove = RouteNetlinkMessage::DelNeighbour(known);
         Some(Item::new(what, Kind::Neighbour, (flags, add), remove))
+    }
+}
+
+/// The list of an address that is, or whose peer is, `ip`.
+fn list(header: &AddressHeader, ip: &IpAddr) -> AddressList {
+    let link = header.index;
+    match ip {
+        IpAddr::V4(ip) => {
+            let prefix = header.prefix_len;
+            let host = u32::MAX.checked_shr(prefix.into()).unwrap_or_default();
+            let network = ip.to_bits() & !host;
+            AddressList::V4 {
+                link,
+                network,
+                prefix,
+            }
+        }
+        IpAddr::V6(_) => {
+            let scope = header.scope.into();
+            AddressList::V6 { link, scope }
+        }
     }
 }
 

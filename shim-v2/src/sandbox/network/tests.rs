@@ -8,7 +8,7 @@ use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
-use agent_protocol::agent::{Link as GuestLink, NetworkChange};
+use agent_protocol::agent::{Link as GuestLink, NetworkRefusal};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
@@ -20,7 +20,7 @@ use nix::sched::CloneFlags;
 
 use super::super::state_file::State;
 use super::attach::filtered;
-use super::difference::{Difference, Item};
+use super::difference::{Difference, Item, Kind};
 use super::scan::Backend;
 use super::*;
 
@@ -471,41 +471,80 @@ fn a_guest_that_was_told_of_a_vrf_has_it() {
     tell(POD_WITH_VRF, "needs iproute2 and VRFs");
 }
 
+#[test]
+fn a_guest_prefers_the_addresses_that_the_pod_does() {
+    let added = |address: &str| {
+        let nodad = if address.contains(':') { "nodad" } else { "" };
+        format!("ip address add {address} dev eth0 {nodad}")
+    };
+    let anew = |address| format!("ip address del {address} dev eth0; {}", added(address));
+    let steps = [
+        format!("{POD}\n{}", added("fd77::12/64")),
+        added("fd77::13/64"),
+        format!("{}; {}", anew("fd77::12/64"), anew("fd77::2/64")),
+        anew("fd77::13/64"),
+        ["10.88.0.2/24", "10.88.0.3/24", "10.88.0.4/24"]
+            .map(added)
+            .join("; "),
+        anew("10.88.0.3/24"),
+    ];
+    tell_of(&steps.each_ref().map(String::as_str), "needs iproute2");
+}
+
 /// Tells a guest of the network that a script makes.
 fn tell(script: &str, needs: &str) {
+    tell_of(&[script], needs);
+}
+
+/// The same for what one script after another makes of it.
+fn tell_of(scripts: &[&str], needs: &str) {
     let [pod, guest] = [Namespace::new(), Namespace::new()];
     let (Some(pod), Some(guest)) = (pod, guest) else {
         eprintln!("skipped: needs root and /dev/net/tun");
         return;
     };
-    if !pod.ip(script) || !guest.ip(GUEST) {
-        eprintln!("skipped: {needs}");
-        return;
+    let mut given = Vec::new();
+    for (number, script) in scripts.iter().enumerate() {
+        if !pod.ip(script) || number == 0 && !guest.ip(GUEST) {
+            eprintln!("skipped: {needs}");
+            return;
+        }
+        let scan = scan_of(&pod);
+        given = apply(&guest, &given, scan.items(&guest));
+        let again = scan_of(&guest).items(&guest);
+        assert_eq!(sorted(&again), sorted(&given), "{script}");
+        assert_eq!(addresses(&again), addresses(&given), "{script}");
     }
-    let mut scan = within(&pod.path, scan::scan).unwrap();
+    // And has it no longer when it was told so.
+    assert_eq!(apply(&guest, &given, Vec::new()), []);
+    assert_eq!(within(&guest.path, scan::scan).unwrap().vrfs, []);
+}
+
+/// What is in a namespace of [`POD`] or [`GUEST`].
+struct Pod(Scan);
+
+fn scan_of(namespace: &Namespace) -> Pod {
+    let mut scan = within(&namespace.path, scan::scan).unwrap();
     // The other ends are none of the pod's.
     scan.links
         .retain(|link| ["eth0", "net1"].contains(&link.name.as_str()));
     let ours: Vec<u32> = scan.all_links().map(|link| link.index).collect();
     scan.addresses
         .retain(|address| address.header.index == 1 || ours.contains(&address.header.index));
-    let listed = || within(&guest.path, scan::scan).unwrap();
-    let there: Vec<GuestLink> = listed().links.iter().map(guest_link).collect();
-    let given = mirror::items(&scan, &mirror::pair(&scan.links, &there).unwrap());
-    for step in Difference::between(&[], &given).steps(&given, &there) {
-        apply(&guest, &step.change);
+    Pod(scan)
+}
+
+impl Pod {
+    fn items(&self, guest: &Namespace) -> Vec<Item> {
+        let there = guest_links(guest);
+        let pairs = mirror::pair(&self.0.links, &there).unwrap();
+        mirror::items(&self.0, &pairs)
     }
-    let mut became = listed();
-    let named = |link: &scan::Link| scan.links.iter().any(|ours| ours.name == link.name);
-    became.links.retain(named);
-    let there: Vec<GuestLink> = became.links.iter().map(guest_link).collect();
-    let again = mirror::items(&became, &mirror::pair(&became.links, &there).unwrap());
-    assert_eq!(sorted(&again), sorted(&given));
-    // And has it no longer when it was told so.
-    for step in Difference::between(&given, &[]).steps(&[], &there) {
-        apply(&guest, &step.change);
-    }
-    assert_eq!(listed().vrfs, []);
+}
+
+fn guest_links(guest: &Namespace) -> Vec<GuestLink> {
+    let links = within(&guest.path, scan::scan).unwrap().links;
+    links.iter().map(guest_link).collect()
 }
 
 fn guest_link(link: &scan::Link) -> GuestLink {
@@ -517,17 +556,41 @@ fn guest_link(link: &scan::Link) -> GuestLink {
     }
 }
 
-/// What the agent does with a change.
-fn apply(guest: &Namespace, change: &NetworkChange) {
-    let message = NetlinkMessage::deserialize(&change.request).unwrap();
-    let NetlinkPayload::InnerMessage(request) = message.payload else {
-        panic!("{}", change.what);
-    };
-    let applied = within(&guest.path, |netlink| {
-        let changed = netlink.change(message.header.flags, request);
-        changed.map_err(|source| NetworkError::List { what: "", source })
+/// What the agent does with what is wanted.
+fn apply(guest: &Namespace, given: &[Item], wanted: Vec<Item>) -> Vec<Item> {
+    let steps = Difference::between(given, &wanted).steps(&wanted, &guest_links(guest));
+    let requests = steps.iter().zip(0..).filter_map(|(step, change)| {
+        let message = NetlinkMessage::deserialize(&step.change.request).unwrap();
+        let NetlinkPayload::InnerMessage(request) = message.payload else {
+            panic!("{}", step.change.what);
+        };
+        let changed = within(&guest.path, |netlink| {
+            Ok(netlink.change(message.header.flags, request))
+        });
+        let error = changed.unwrap().err()?;
+        let text = format!("{}: {}", step.change.what, crate::error::chain(&error));
+        let errno = error.errno().unwrap();
+        Some(NetworkRefusal {
+            change,
+            errno,
+            text,
+            ..NetworkRefusal::default()
+        })
     });
-    applied.unwrap_or_else(|error| panic!("{}: {}", change.what, crate::error::chain(&error)));
+    let refusals = requests.collect();
+    let (has, complaints) = difference::outcome(given, wanted, &steps, refusals);
+    assert_eq!(complaints, [""; 0]);
+    has
+}
+
+/// Those of each link, in order.
+fn addresses(items: &[Item]) -> Vec<&str> {
+    let addresses = items
+        .iter()
+        .filter(|item| matches!(item.kind, Kind::Address(_)));
+    let mut addresses: Vec<&str> = addresses.map(|item| item.what.as_str()).collect();
+    addresses.sort_by_key(|what| what.rsplit(' ').next());
+    addresses
 }
 
 /// In an order of their own.
