@@ -4,10 +4,11 @@
 
 use agent_protocol::agent::{NetworkChange, NetworkRefusal};
 use libc::{EHOSTUNREACH, ENETUNREACH};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
 
+use super::decode::decode;
 use super::netlink::packet;
 
 /// Which of [`around`]'s changes is the route's own.
@@ -22,7 +23,7 @@ pub fn around(change: &NetworkChange, refusal: &NetworkRefusal) -> Option<[Netwo
     if ![ENETUNREACH, EHOSTUNREACH].contains(&refusal.errno) {
         return None;
     }
-    let request = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&change.request).ok()?;
+    let request = decode(&change.request).ok()?;
     let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = request.payload else {
         return None;
     };
@@ -72,6 +73,7 @@ fn to_gateway(route: &RouteMessage) -> Option<RouteMessage> {
 
 #[cfg(test)]
 mod tests {
+    use netlink_packet_core::NetlinkMessage;
     use netlink_packet_route::AddressFamily;
 
     use super::*;

@@ -9,7 +9,9 @@
 use std::net::IpAddr;
 
 use agent_protocol::agent::Link as GuestLink;
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{
+    NLA_TYPE_MASK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Nla,
+};
 use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeader, AddressHeaderFlags, AddressMessage,
 };
@@ -41,6 +43,8 @@ const ADDRESS_FLAGS: AddressFlags = AddressFlags::Homeaddress
     .union(AddressFlags::Managetempaddr)
     .union(AddressFlags::Mcautojoin);
 
+/// Attributes of a route that name no link: `RTA_METRICS`, `RTA_ENCAP_TYPE`, `RTA_ENCAP`.
+const AS_THEY_ARE: [u16; 3] = [libc::RTA_METRICS, 21, 22];
 /// A second of the kernel's times, on every architecture of ours (`USER_HZ`).
 const CLOCK_TICKS: i32 = 100;
 /// Smallest MTU with which a link has IPv6 (RFC 8200, 5).
@@ -339,6 +343,12 @@ impl Mirror<'_> {
                 | RouteAttribute::Table(_)
                 | RouteAttribute::EncapType(_)
                 | RouteAttribute::Encap(_) => attribute.clone(),
+                // Not understood, but the same to the guest's kernel.
+                RouteAttribute::Other(raw)
+                    if AS_THEY_ARE.contains(&(raw.kind() & NLA_TYPE_MASK)) =>
+                {
+                    attribute.clone()
+                }
                 // What the kernel counts and caches.
                 _ => continue,
             });
@@ -424,7 +434,7 @@ fn expires(attribute: &RouteAttribute) -> Option<RouteAttribute> {
 }
 
 /// As an operator would write it.
-fn describe(route: &RouteMessage) -> String {
+pub fn describe(route: &RouteMessage) -> String {
     let destination = route
         .attributes
         .iter()

@@ -24,6 +24,7 @@
 //! [`follow`]).
 
 pub mod attach;
+mod decode;
 mod detour;
 pub mod difference;
 pub mod events;
@@ -96,6 +97,14 @@ pub enum NetworkError {
         name: String,
         /// What is special about it.
         problem: String,
+    },
+    /// A route of which too little is understood.
+    #[error(
+        "the route {route} of the pod's network namespace has next hops that are not understood: take it out of the namespace, or use another runtime"
+    )]
+    Route {
+        /// Which.
+        route: String,
     },
     /// More links than a guest may have devices.
     #[error(

@@ -9,13 +9,14 @@ use std::io;
 
 use netlink_packet_core::{
     DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
-    NetlinkDeserializable, NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable,
-    NlasIterator,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::Socket;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use thiserror::Error;
+
+use super::decode::{Object, decode};
 
 /// Room for one packet of answers; the kernel makes them no larger than 32 KiB.
 const BUFFER: usize = 64 * 1024;
@@ -98,10 +99,7 @@ impl Netlink {
     }
 
     /// Lists all objects of a kind.
-    pub fn list<M>(&mut self, request: &M) -> Result<Vec<M>, NetlinkError>
-    where
-        M: Clone + NetlinkSerializable + NetlinkDeserializable,
-    {
+    pub fn list<M: Object>(&mut self, request: &M) -> Result<Vec<M>, NetlinkError> {
         for _ in 0..ATTEMPTS {
             if let Some(objects) = self.try_list(request.clone())? {
                 return Ok(objects);
@@ -111,10 +109,7 @@ impl Netlink {
     }
 
     /// `None` if something changed meanwhile, so that an object may be missing.
-    fn try_list<M>(&mut self, request: M) -> Result<Option<Vec<M>>, NetlinkError>
-    where
-        M: NetlinkSerializable + NetlinkDeserializable,
-    {
+    fn try_list<M: Object>(&mut self, request: M) -> Result<Option<Vec<M>>, NetlinkError> {
         self.send(NLM_F_DUMP, request)?;
         let (mut objects, mut whole) = (Vec::new(), true);
         loop {
@@ -137,15 +132,13 @@ impl Netlink {
     }
 
     /// The messages of one packet that answer the last request.
-    fn receive<M: NetlinkDeserializable>(
-        &mut self,
-    ) -> Result<Vec<NetlinkMessage<M>>, NetlinkError> {
+    fn receive<M: Object>(&mut self) -> Result<Vec<NetlinkMessage<M>>, NetlinkError> {
         self.buffer.clear();
         self.socket.recv(&mut self.buffer, 0)?;
         let mut messages = Vec::new();
         let mut rest = self.buffer.as_slice();
         while !rest.is_empty() {
-            let message = NetlinkMessage::deserialize(rest)?;
+            let message = decode(rest)?;
             // Messages begin at multiples of four.
             let length = (message.header.length as usize).next_multiple_of(4);
             rest = rest.get(length..).unwrap_or_default();

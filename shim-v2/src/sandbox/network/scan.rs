@@ -1,5 +1,6 @@
 //! What a CNI plugin, or whoever else, put into the pod's network namespace.
 
+use netlink_packet_core::{NLA_TYPE_MASK, Nla, NlasIterator, Parseable};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoIpVlan, InfoKind, InfoVrf, IpVlanMode, LinkAttribute, LinkFlags, LinkInfo,
@@ -12,6 +13,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::mirror::describe;
 use super::netfilter::Filters;
 use super::netlink::Netlink;
 use super::parameters::Parameter;
@@ -82,7 +84,7 @@ pub struct Scan {
     pub vrfs: Vec<Vrf>,
     /// Those of them, by their numbers, whose tap of ours is there and up.
     pub tapped: Vec<u32>,
-    /// The links that a guest cannot have though they are up.
+    /// The links that a guest cannot have though they are up, and what is not understood.
     pub problems: Vec<NetworkError>,
     /// Of these links, the VRFs and lo.
     pub addresses: Vec<AddressMessage>,
@@ -130,7 +132,10 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
             Message::NewAddress(address) if scan.wants_address(&address) => {
                 scan.addresses.push(address);
             }
-            Message::NewRoute(route) if wants_route(&route) => scan.routes.push(route),
+            Message::NewRoute(route) if wants_route(&route) => match understood(route) {
+                Ok(route) => scan.routes.push(route),
+                Err(problem) => scan.problems.push(problem),
+            },
             Message::NewRule(rule) if wants_rule(&rule) => scan.rules.push(rule),
             Message::NewNeighbour(neighbour) if scan.wants_neighbour(&neighbour) => {
                 scan.neighbours.push(neighbour);
@@ -158,7 +163,7 @@ fn carried(links: impl Iterator<Item = LinkMessage>) -> Scan {
             continue;
         }
         let up = link.flags.contains(LinkFlags::Up);
-        if let (Some(InfoKind::Tun), Some(of)) = (kind, tap::link_of(&link.name)) {
+        if let (Some(InfoKind::Tun), Some(of)) = (&kind, tap::link_of(&link.name)) {
             scan.tapped.extend(up.then_some(of));
             continue;
         }
@@ -230,11 +235,26 @@ fn infos(message: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
     infos.flatten()
 }
 
-fn kind(message: &LinkMessage) -> Option<&InfoKind> {
-    infos(message).find_map(|info| match info {
-        LinkInfo::Kind(kind) => Some(kind),
+/// Also where nothing else is understood of what is told of the kind.
+fn kind(message: &LinkMessage) -> Option<InfoKind> {
+    let kind = infos(message).find_map(|info| match info {
+        LinkInfo::Kind(kind) => Some(kind.clone()),
         _ => None,
-    })
+    });
+    kind.or_else(|| message.attributes.iter().find_map(raw_kind))
+}
+
+fn raw_kind(attribute: &LinkAttribute) -> Option<InfoKind> {
+    let LinkAttribute::Other(raw) = attribute else {
+        return None;
+    };
+    if raw.kind() & NLA_TYPE_MASK != libc::IFLA_LINKINFO {
+        return None;
+    }
+    let mut infos = vec![0; raw.value_len()];
+    raw.emit_value(&mut infos);
+    let mut infos = NlasIterator::new(&infos[..]).flatten();
+    infos.find_map(|info| InfoKind::parse(&info).ok())
 }
 
 /// What leaves by a tap reaches the program that holds it, as with a wire. One without, which has
@@ -340,6 +360,19 @@ fn wants_route(route: &RouteMessage) -> bool {
     let own = route.header.protocol == RouteProtocol::Kernel
         && (to_itself || table(route) == LOCAL_TABLE);
     is_ip(route.header.address_family) && !own && !route.header.flags.contains(RouteFlags::Cloned)
+}
+
+/// Next hops name links by their numbers, which are others in the guest.
+fn understood(route: RouteMessage) -> Result<RouteMessage, NetworkError> {
+    let is_raw = route.attributes.iter().any(|attribute| {
+        matches!(attribute, RouteAttribute::Other(raw)
+            if raw.kind() & NLA_TYPE_MASK == libc::RTA_MULTIPATH)
+    });
+    if is_raw {
+        let route = describe(&route);
+        return Err(NetworkError::Route { route });
+    }
+    Ok(route)
 }
 
 /// Tables above 255 have their number in an attribute only.

@@ -1,3 +1,5 @@
+use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
+
 use super::*;
 
 fn message(index: u32, name: &str, flags: LinkFlags) -> LinkMessage {
@@ -75,6 +77,30 @@ fn a_vrf_is_the_guests_own_and_its_ports_are_carried() {
         ("red", 1000)
     );
     assert!(scan.carries(6) && scan.problems.is_empty());
+}
+
+#[test]
+fn a_link_is_of_its_kind_whatever_else_is_told_of_it() {
+    let mut bridge = message(3, "br0", LinkFlags::Up);
+    // struct nlattr, IFLA_INFO_KIND.
+    let info = [&[11, 0, 1, 0], &b"bridge\0\0"[..]].concat();
+    let info = DefaultNla::new(libc::IFLA_LINKINFO | NLA_F_NESTED, info);
+    bridge.attributes.push(LinkAttribute::Other(info));
+    let mut port = message(2, "port", LinkFlags::Up);
+    port.attributes.push(LinkAttribute::Controller(3));
+    let scan = carried([port, bridge].into_iter());
+    assert_eq!(names(&scan.links), ["br0"]);
+    assert!(scan.problems.is_empty());
+}
+
+#[test]
+fn a_route_with_next_hops_that_are_not_understood_is_named() {
+    let mut route = route(100, RouteProtocol::Boot);
+    assert_eq!(understood(route.clone()).unwrap(), route);
+    let hops = DefaultNla::new(libc::RTA_MULTIPATH | NLA_F_NESTED, vec![0; 8]);
+    route.attributes.push(RouteAttribute::Other(hops));
+    let problem = understood(route).unwrap_err().to_string();
+    assert!(problem.contains("default in table 100"), "{problem}");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::{self, JoinHandle};
 
 use agent_protocol::agent::{Link as GuestLink, NetworkRefusal};
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -415,6 +415,7 @@ const POD: &str = "
     ip route del 10.77.0.0/24 dev eth0
     ip route add 10.77.0.0/24 dev eth0 src 10.77.0.3 metric 9
     ip route add 10.99.0.0/16 via 10.78.0.1 metric 77 proto static mtu lock 1300
+    ip route add 10.95.0.0/16 via 10.77.0.1 mtu 1400 congctl reno
     ip route add default via 10.78.0.1 dev net1 table 100
     ip route add default via 10.78.0.1 dev net1 table 1000
     ip route add blackhole 10.98.0.0/16
@@ -426,6 +427,7 @@ const POD: &str = "
     ip rule add from 10.78.0.2 lookup 100
     ip rule add fwmark 5/7 iif eth0 lookup 1000 priority 500
     ip -6 rule add from fd78::2 lookup 100
+    ip rule add tun_id 5 lookup 100
     ip neighbour add 10.77.0.200 lladdr 02:00:00:00:00:aa dev eth0 nud permanent
     ip neighbour add fd77::99 lladdr 02:00:00:00:00:bb dev eth0 nud permanent";
 
@@ -560,7 +562,7 @@ fn guest_link(link: &scan::Link) -> GuestLink {
 fn apply(guest: &Namespace, given: &[Item], wanted: Vec<Item>) -> Vec<Item> {
     let steps = Difference::between(given, &wanted).steps(&wanted, &guest_links(guest));
     let requests = steps.iter().zip(0..).filter_map(|(step, change)| {
-        let message = NetlinkMessage::deserialize(&step.change.request).unwrap();
+        let message = decode::decode(&step.change.request).unwrap();
         let NetlinkPayload::InnerMessage(request) = message.payload else {
             panic!("{}", step.change.what);
         };
@@ -596,7 +598,7 @@ fn addresses(items: &[Item]) -> Vec<&str> {
 /// In an order of their own.
 fn sorted(items: &[Item]) -> Vec<String> {
     let tell = |item: &Item| {
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&item.add);
+        let message = decode::decode::<RouteNetlinkMessage>(&item.add);
         format!("{}: {:?}", item.what, message.unwrap().payload)
     };
     let mut sorted: Vec<String> = items.iter().map(tell).collect();

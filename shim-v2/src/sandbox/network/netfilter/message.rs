@@ -4,6 +4,8 @@ use std::fmt;
 
 use netlink_packet_core::{NetlinkDeserializable, NetlinkHeader, NetlinkSerializable, NlaBuffer};
 
+use super::super::decode::Object;
+
 /// The subsystem nftables of nfnetlink (`NFNL_SUBSYS_NFTABLES`), which is the upper byte of a type.
 pub const SUBSYSTEM: u16 = 10;
 /// Begin and end of a transaction (`NFNL_MSG_BATCH_BEGIN`, `NFNL_MSG_BATCH_END`).
@@ -84,6 +86,8 @@ impl NetlinkDeserializable for Message {
         })
     }
 }
+
+impl Object for Message {}
 
 impl NetlinkSerializable for Message {
     fn message_type(&self) -> u16 {
