@@ -1,7 +1,7 @@
 //! What a CNI plugin, or whoever else, put into the pod's network namespace.
 
 use netlink_packet_core::{NLA_TYPE_MASK, Nla, NlasIterator, Parseable};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
     InfoData, InfoIpVlan, InfoKind, InfoVrf, IpVlanMode, LinkAttribute, LinkFlags, LinkInfo,
     LinkLayerType, LinkMessage,
@@ -331,14 +331,19 @@ impl Scan {
         self.all_links().any(|link| link.index == index)
     }
 
-    /// Of lo the guest has its usual ones already.
+    /// Of lo the guest has its usual ones already. One that another machine has, too, is in no
+    /// use here, and the guest would not find out.
     fn wants_address(&self, address: &AddressMessage) -> bool {
         let is_loopback = address.attributes.iter().any(|attribute| {
             matches!(attribute, AddressAttribute::Address(ip) | AddressAttribute::Local(ip)
                 if ip.is_loopback())
         });
+        let is_twice = address.attributes.iter().any(|attribute| {
+            matches!(attribute, AddressAttribute::Flags(flags)
+                if flags.contains(AddressFlags::Dadfailed))
+        });
         let index = address.header.index;
-        is_ip(address.header.family) && (self.carries(index) || (index == LOOPBACK && !is_loopback))
+        is_ip(address.header.family) && !is_twice && (self.carries(index) || (index == LOOPBACK && !is_loopback))
     }
 
     fn wants_neighbour(&self, neighbour: &NeighbourMessage) -> bool {

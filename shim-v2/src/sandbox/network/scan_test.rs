@@ -234,6 +234,24 @@ fn of_lo_only_what_somebody_added_is_wanted() {
 }
 
 #[test]
+fn an_address_that_another_has_is_not_wanted() {
+    let scan = carried([message(3, "eth0", LinkFlags::Up)].into_iter());
+    let mut address = AddressMessage::default();
+    address.header.family = AddressFamily::Inet6;
+    address.header.index = 3;
+    for (flags, wanted) in [
+        (AddressFlags::Tentative, true),
+        (AddressFlags::Tentative | AddressFlags::Dadfailed, false),
+    ] {
+        address.attributes = vec![
+            AddressAttribute::Address("fd77::2".parse().unwrap()),
+            AddressAttribute::Flags(flags),
+        ];
+        assert_eq!(scan.wants_address(&address), wanted, "{flags:?}");
+    }
+}
+
+#[test]
 fn only_permanent_neighbours_are_wanted() {
     let scan = carried([message(3, "eth0", LinkFlags::Up)].into_iter());
     let mut neighbour = NeighbourMessage::default();
