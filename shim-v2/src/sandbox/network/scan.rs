@@ -6,7 +6,9 @@ use netlink_packet_route::link::{
     InfoData, InfoIpVlan, InfoKind, InfoVrf, IpVlanMode, LinkAttribute, LinkFlags, LinkInfo,
     LinkLayerType, LinkMessage,
 };
-use netlink_packet_route::neighbour::{NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{
     RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
 };
@@ -92,7 +94,7 @@ pub struct Scan {
     pub routes: Vec<RouteMessage>,
     /// But those every namespace has.
     pub rules: Vec<RuleMessage>,
-    /// The permanent ones.
+    /// The permanent ones, those without ARP that somebody has set, and those that are proxied.
     pub neighbours: Vec<NeighbourMessage>,
     /// Of the namespace and these links; [`scan`] does not look at them.
     pub parameters: Vec<Parameter>,
@@ -123,11 +125,12 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
     let addresses = list("addresses", Message::GetAddress(AddressMessage::default()))?;
     let routes = list("routes", Message::GetRoute(RouteMessage::default()))?;
     let rules = list("rules", Message::GetRule(RuleMessage::default()))?;
-    let neighbours = list(
-        "neighbours",
-        Message::GetNeighbour(NeighbourMessage::default()),
-    )?;
-    for message in [addresses, routes, rules, neighbours].into_iter().flatten() {
+    let mut of_neighbours = NeighbourMessage::default();
+    let neighbours = list("neighbours", Message::GetNeighbour(of_neighbours.clone()))?;
+    of_neighbours.header.flags = NeighbourFlags::Proxy;
+    let proxies = list("proxied neighbours", Message::GetNeighbour(of_neighbours))?;
+    let all = [addresses, routes, rules, neighbours, proxies];
+    for message in all.into_iter().flatten() {
         match message {
             Message::NewAddress(address) if scan.wants_address(&address) => {
                 scan.addresses.push(address);
@@ -343,14 +346,36 @@ impl Scan {
                 if flags.contains(AddressFlags::Dadfailed))
         });
         let index = address.header.index;
-        is_ip(address.header.family) && !is_twice && (self.carries(index) || (index == LOOPBACK && !is_loopback))
+        is_ip(address.header.family)
+            && !is_twice
+            && (self.carries(index) || (index == LOOPBACK && !is_loopback))
     }
 
+    /// Those that somebody has set. A kernel makes entries for which nobody is asked (NOARP) by
+    /// itself, too: of groups, and all of a link without ARP.
     fn wants_neighbour(&self, neighbour: &NeighbourMessage) -> bool {
-        is_ip(neighbour.header.family)
-            && neighbour.header.state == NeighbourState::Permanent
-            && self.carries(neighbour.header.ifindex)
+        let header = &neighbour.header;
+        let mut links = self.all_links();
+        let Some(link) = links.find(|link| link.index == header.ifindex) else {
+            return false;
+        };
+        let is_set = match header.state {
+            NeighbourState::Permanent => true,
+            NeighbourState::Noarp => {
+                !link.flags.contains(LinkFlags::Noarp) && !is_of_a_group(neighbour)
+            }
+            _ => header.flags.contains(NeighbourFlags::Proxy),
+        };
+        is_ip(header.family) && is_set
     }
+}
+
+/// By the first bit of its Ethernet address.
+fn is_of_a_group(neighbour: &NeighbourMessage) -> bool {
+    neighbour.attributes.iter().any(|attribute| {
+        matches!(attribute, NeighbourAttribute::LinkLayerAddress(mac)
+            if mac.first().is_some_and(|first| first & 1 == 1))
+    })
 }
 
 fn is_ip(family: AddressFamily) -> bool {

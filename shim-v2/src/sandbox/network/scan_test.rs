@@ -252,8 +252,9 @@ fn an_address_that_another_has_is_not_wanted() {
 }
 
 #[test]
-fn only_permanent_neighbours_are_wanted() {
-    let scan = carried([message(3, "eth0", LinkFlags::Up)].into_iter());
+fn only_neighbours_that_somebody_set_are_wanted() {
+    let without_arp = message(4, "ipvlan", LinkFlags::Up | LinkFlags::Noarp);
+    let scan = carried([message(3, "eth0", LinkFlags::Up), without_arp].into_iter());
     let mut neighbour = NeighbourMessage::default();
     neighbour.header.family = AddressFamily::Inet;
     neighbour.header.ifindex = 3;
@@ -263,4 +264,21 @@ fn only_permanent_neighbours_are_wanted() {
     assert!(scan.wants_neighbour(&neighbour));
     neighbour.header.ifindex = 1;
     assert!(!scan.wants_neighbour(&neighbour));
+    // What the kernel has made itself.
+    neighbour.header.state = NeighbourState::Noarp;
+    for (link, first, wanted) in [
+        (3, 2, true),
+        (3, 0x33, false),
+        (3, 0xff, false),
+        (4, 2, false),
+    ] {
+        neighbour.header.ifindex = link;
+        let mac = vec![first, 0, 0, 0, 0, 9];
+        neighbour.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac)];
+        assert_eq!(scan.wants_neighbour(&neighbour), wanted, "{link} {first:x}");
+    }
+    neighbour.header.state = NeighbourState::None;
+    assert!(!scan.wants_neighbour(&neighbour));
+    neighbour.header.flags = NeighbourFlags::Proxy;
+    assert!(scan.wants_neighbour(&neighbour));
 }

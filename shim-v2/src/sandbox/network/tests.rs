@@ -429,7 +429,10 @@ const POD: &str = "
     ip -6 rule add from fd78::2 lookup 100
     ip rule add tun_id 5 lookup 100
     ip neighbour add 10.77.0.200 lladdr 02:00:00:00:00:aa dev eth0 nud permanent
-    ip neighbour add fd77::99 lladdr 02:00:00:00:00:bb dev eth0 nud permanent";
+    ip neighbour add fd77::99 lladdr 02:00:00:00:00:bb dev eth0 nud permanent
+    ip neighbour add 10.77.0.201 lladdr 02:00:00:00:00:cc dev eth0 nud noarp
+    ip neighbour add proxy 10.77.0.202 dev eth0
+    ip neighbour add proxy fd77::202 dev net1";
 
 /// What a guest has of these when it is born, under other names and numbers.
 const GUEST: &str = "
