@@ -305,6 +305,7 @@ impl Mirror<'_> {
                 attribute,
                 AddressAttribute::Address(_)
                     | AddressAttribute::Local(_)
+                    | AddressAttribute::Label(_)
                     | AddressAttribute::Broadcast(_)
             )
         });

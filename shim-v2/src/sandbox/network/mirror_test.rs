@@ -139,6 +139,24 @@ fn an_address_brings_no_route_and_is_not_contested() {
     assert_eq!(message.attributes, expected[..1]);
 }
 
+#[test]
+fn an_address_with_another_label_is_another_one() {
+    let (mut scan, guest) = one_link();
+    let labels = ["eth0", "eth0:x"].map(|label| {
+        let mut address = AddressMessage::default();
+        address.header.index = 7;
+        address.attributes = vec![
+            AddressAttribute::Local("10.0.0.2".parse().unwrap()),
+            AddressAttribute::Label(label.to_owned()),
+        ];
+        address
+    });
+    scan.addresses = labels.to_vec();
+    let items = mirrored((scan, guest));
+    assert_eq!(items[2].what, items[3].what);
+    assert_ne!(items[2].remove, items[3].remove);
+}
+
 fn route(destination: &str, attributes: &[RouteAttribute]) -> RouteMessage {
     let mut route = RouteMessage::default();
     route.header.address_family = AddressFamily::Inet;

@@ -492,6 +492,8 @@ fn a_guest_prefers_the_addresses_that_the_pod_does() {
             .map(added)
             .join("; "),
         anew("10.88.0.3/24"),
+        // What is changed in place keeps its label.
+        format!("{} label eth0:x", anew("10.88.0.4/24")),
     ];
     tell_of(&steps.each_ref().map(String::as_str), "needs iproute2");
 }
