@@ -8,7 +8,7 @@
 use std::io;
 
 use netlink_packet_core::{
-    DecodeError, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
+    DecodeError, DoneMessage, ErrorMessage, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST,
     NetlinkHeader, NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
 };
 use netlink_packet_route::RouteNetlinkMessage;
@@ -117,7 +117,10 @@ impl Netlink {
                 whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
                 match answer.payload {
                     NetlinkPayload::InnerMessage(object) => objects.push(object),
-                    NetlinkPayload::Done(_) => return Ok(whole.then_some(objects)),
+                    NetlinkPayload::Done(done) => {
+                        ended(&done)?;
+                        return Ok(whole.then_some(objects));
+                    }
                     NetlinkPayload::Error(error) => acknowledged(&error)?,
                     _ => {}
                 }
@@ -167,13 +170,45 @@ fn acknowledged(error: &ErrorMessage) -> Result<(), NetlinkError> {
         return Ok(());
     }
     let attributes = error.header.get(HEADER_LEN..).unwrap_or_default();
+    Err(refused(error.to_io(), attributes))
+}
+
+/// A listing that failed half-way ends like any other, but for its code.
+fn ended(done: &DoneMessage) -> Result<(), NetlinkError> {
+    if done.code >= 0 {
+        return Ok(());
+    }
+    let source = io::Error::from_raw_os_error(done.code.saturating_neg());
+    Err(refused(source, &done.extended_ack))
+}
+
+fn refused(source: io::Error, attributes: &[u8]) -> NetlinkError {
     let mut attributes = NlasIterator::new(attributes).flatten();
     let text = attributes.find(|attribute| attribute.kind() == ERROR_TEXT);
     let text = text.map(|text| String::from_utf8_lossy(text.value()).into_owned());
-    Err(NetlinkError::Refused {
-        source: error.to_io(),
+    NetlinkError::Refused {
+        source,
         text: text.map_or_else(String::new, |text| {
             format!(" ({})", text.trim_end_matches('\0'))
         }),
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_that_failed_half_way_is_none() {
+        let mut done = DoneMessage::default();
+        ended(&done).unwrap();
+        done.code = -libc::ENOMEM;
+        // struct nlattr, the text.
+        done.extended_ack = [&[8, 0, 1, 0], &b"why\0"[..]].concat();
+        let error = ended(&done).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::ENOMEM));
+        assert!(error.to_string().ends_with(" (why)"), "{error}");
+        done.code = i32::MIN;
+        ended(&done).unwrap_err();
+    }
 }
