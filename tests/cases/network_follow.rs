@@ -8,6 +8,9 @@ use husk_tests::network::{DUMP, Namespace, in_namespace, lines, node, same, told
 use husk_tests::process::DEADLINE;
 use husk_tests::{Container, Node};
 
+/// Tells by which address the pod reaches another network.
+const BY: &str = "ip -6 route get fd99::1";
+
 #[track_caller]
 fn has(lines: &[String], words: &str) {
     assert!(lines.iter().any(|line| line.contains(words)), "{lines:#?}");
@@ -44,6 +47,17 @@ fn changes_of_a_running_pods_network_reach_it() {
     has(&now, "default via 10.77.0.1 dev eth0");
     has(&now, "10.99.0.0/16 via 10.77.0.1");
     has(&now, "02:00:00:00:00:aa");
+    // By the address that came last, as on the host.
+    change("n addr add fd77::3/64 dev eth0 nodad; n -6 route add default via fd77::1");
+    for network in [namespace.told(BY), told(&task, BY)] {
+        assert!(network.contains("src fd77::3"), "{network}");
+    }
+    // A change of a parameter alone is told, too.
+    node("ip netns exec live sysctl -q -w net.ipv4.ip_forward=1");
+    told(
+        &task,
+        "until grep -q 1 /proc/sys/net/ipv4/ip_forward; do sleep 1; done",
+    );
     for address in ["10.77.0.3", "fd77::2"] {
         node(&format!("busybox ping -c 1 -W 20 {address}"));
     }

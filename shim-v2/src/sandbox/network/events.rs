@@ -16,7 +16,8 @@ use tokio::io::unix::AsyncFd;
 
 use crate::sys;
 
-/// Groups of rtnetlink(7) that tell of links, neighbours, redirects, addresses, routes and rules.
+/// Groups of rtnetlink(7) that tell of links, neighbours, redirects, addresses, routes, rules and
+/// some kernel parameters.
 const GROUPS: i32 = libc::RTMGRP_LINK
     | libc::RTMGRP_NEIGH
     | libc::RTMGRP_TC
@@ -25,9 +26,13 @@ const GROUPS: i32 = libc::RTMGRP_LINK
     | libc::RTMGRP_IPV6_IFADDR
     | libc::RTMGRP_IPV6_ROUTE
     | 1 << (RTNLGRP_IPV4_RULE - 1)
-    | 1 << (RTNLGRP_IPV6_RULE - 1);
+    | 1 << (RTNLGRP_IPV6_RULE - 1)
+    | 1 << (RTNLGRP_IPV4_NETCONF - 1)
+    | 1 << (RTNLGRP_IPV6_NETCONF - 1);
 const RTNLGRP_IPV4_RULE: u32 = 8;
 const RTNLGRP_IPV6_RULE: u32 = 19;
+const RTNLGRP_IPV4_NETCONF: u32 = 24;
+const RTNLGRP_IPV6_NETCONF: u32 = 25;
 /// Group of nfnetlink that tells of changes of nftables (`NFNLGRP_NFTABLES`).
 const GROUP_OF_NFTABLES: u32 = 1 << (7 - 1);
 

@@ -2,8 +2,8 @@
 //! such as CNI's `tuning`, or the host's administrator for all namespaces to come.
 //!
 //! Looked at are those listed here. The guest is told of one only if it is not what a kernel
-//! begins with, so that what the pod's spec sets holds. A kernel tells of the fewest changes of
-//! them: they are looked at with everything else.
+//! begins with, so that what the pod's spec sets holds. A kernel tells of changes of a few, as of
+//! forwarding: they are looked at with everything else.
 
 use std::collections::HashSet;
 use std::fs::File;
