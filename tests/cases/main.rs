@@ -36,6 +36,7 @@ mod network;
 mod network_bounds;
 mod network_direct;
 mod network_follow;
+mod network_ipam;
 mod network_mesh;
 mod network_mtu;
 mod network_netfilter;
