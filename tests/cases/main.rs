@@ -35,6 +35,7 @@ mod isolation;
 mod network;
 mod network_bounds;
 mod network_direct;
+mod network_firewall;
 mod network_follow;
 mod network_ipam;
 mod network_mesh;
