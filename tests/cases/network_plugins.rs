@@ -1,5 +1,6 @@
 //! CNI's own plugins: whatever link they make, the guest has it, and they find it as they left it.
 
+use std::path::Path;
 use std::time::Instant;
 
 use husk_tests::Node;
@@ -284,6 +285,50 @@ fn a_gateway_outside_the_subnet_and_two_more_networks_are_the_guests() {
     for chain in &chains {
         chain.del();
     }
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_the_guests() {
+    let plugin = "/usr/lib/cni/dummy";
+    if !Path::new(plugin).exists() {
+        eprintln!("skipped: no {plugin} here, which CNI's plugins have since 1.2");
+        return;
+    }
+    let _node = Node::enter();
+    let _uplinks = Uplinks(&[]);
+    let namespace = Namespace::new("nowhere", "");
+    let add = |interface, plugin, subnets: &[&str]| {
+        let plugin = json!({ "type": plugin, "ipMasq": false, "ipam": ipam(subnets) });
+        Chain::add(&namespace, interface, json!([plugin]))
+    };
+    let chains = [
+        add("eth0", "ptp", &["10.97.1.0/24"]),
+        add("net1", "dummy", &["10.97.2.0/24", "fd97::/64"]),
+    ];
+    namespace.settle();
+    let before = namespace.whole();
+    let verdicts = || chains.each_ref().map(Chain::verdicts);
+    assert_eq!(verdicts(), [[""], [""]]);
+    let task = namespace.run();
+    let guest = lines(&told(&task, DUMP));
+    assert_eq!(guest, lines(&namespace.told(DUMP)));
+    for its_own in ["net1 inet 10.97.2.2/24", "net1 inet6 fd97::2/64"] {
+        assert!(
+            guest.iter().any(|line| line.starts_with(its_own)),
+            "{guest:#?}"
+        );
+    }
+    for address in ["10.97.1.1", "10.97.2.2", "fd97::2"] {
+        told(&task, &format!("ping -c 1 -W 20 {address}"));
+    }
+    told(&task, "! ping -c 1 -W 1 10.97.2.3");
+    assert_eq!(verdicts(), [[""], [""]]);
+    task.destroy();
+    assert_eq!(namespace.whole(), before);
+    for chain in &chains {
+        chain.del();
+    }
+    assert_eq!(namespace.told("ip -o link | wc -l"), "1\n");
 }
 
 /// Tells the kernel parameters of a network and of its links. Left out are those that our kernel
