@@ -6,11 +6,13 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use husk_tests::network::{DUMP, Namespace, echo_datagrams, in_namespace, lines, node, told};
+use husk_tests::cri::api;
+use husk_tests::dump::{self, of_guest, of_namespace};
+use husk_tests::network::{Namespace, echo_datagrams, node, told};
 use husk_tests::process::{self, DEADLINE};
 use husk_tests::{Container, Node, PodPlan, Runtime};
 
-/// Two links with all that a plugin could think of.
+/// Links with all that a plugin could think of.
 const RICH: &str = "
     ip link add veth-a type veth peer name eth0 netns rich
     ip link add veth-b type veth peer name net1 netns rich
@@ -19,7 +21,9 @@ const RICH: &str = "
     ip addr add 10.78.0.1/24 dev veth-b
     ip link set veth-a up
     ip link set veth-b up
-    n link set eth0 mtu 1450 addr 02:00:00:00:00:07
+    n link set eth0 mtu 1450 addr 02:00:00:00:00:07 alias first txqueuelen 500 promisc on
+    n link set net1 alias second txqueuelen 77 allmulticast on
+    n link add net2 type dummy; n link set net2 arp off up
     n addr add 10.77.0.2/24 dev eth0
     n addr add 10.77.0.3/24 dev eth0
     n addr add 10.77.9.9/32 dev lo
@@ -33,12 +37,24 @@ const RICH: &str = "
     n route add default via 10.78.0.1 dev net1 table 100
     n route add default via 10.78.0.1 dev net1 table 1000
     n route add blackhole 10.98.0.0/16
+    n route add 10.95.0.0/16 proto bird nexthop via 10.77.0.1 dev eth0 weight 3 nexthop via 10.78.0.1 dev net1 weight 5
+    n route add 10.94.0.0/16 via 10.77.0.1 mtu lock 1200 advmss 1100
     n route add 10.96.0.0/16 via 192.0.2.1 dev eth0 onlink
     n -6 route add default via fd77::1 metric 55
-    n -6 route add fd99::/64 via fd77::1 table 100
+    n -6 route add fd99::/64 via fd77::1 table 100 mtu 1290 proto static pref high
+    n -6 route add fd95::/64 nexthop via fd77::1 dev eth0 weight 2 nexthop via fd77::9 dev eth0 weight 4
     n rule add from 10.78.0.2 lookup 100
     n rule add from 10.79.0.0/16 lookup 1000 prio 500
+    n rule add fwmark 7/0xff lookup 100 prio 600
+    n rule add iif eth0 lookup 100 prio 601
+    n rule add oif net1 lookup 100 prio 602
+    n rule add uidrange 1000-1999 lookup 100 prio 603
+    n rule add ipproto tcp lookup 100 prio 604
+    n rule add ipproto udp sport 1000-2000 lookup 100 prio 605
+    n rule add ipproto tcp dport 53 lookup 100 prio 606
+    n rule add to 10.94.0.0/16 tos 0x10 prohibit prio 606
     n -6 rule add from fd78::2 lookup 100
+    n -6 rule add uidrange 2000-2999 ipproto udp dport 1-9 lookup 100 prio 700
     n neigh add 10.77.0.200 lladdr 02:00:00:00:00:aa dev eth0 nud permanent";
 
 #[test]
@@ -47,8 +63,30 @@ fn the_guest_has_what_is_in_the_namespace_which_stays_as_it_was() {
     let namespace = Namespace::new("rich", RICH);
     let before = namespace.whole();
     let task = namespace.run();
-    let (host, guest) = (lines(&namespace.told(DUMP)), lines(&told(&task, DUMP)));
-    assert_eq!(guest, host);
+    let guest = of_guest(&task);
+    assert_eq!(guest, namespace.network());
+    // That nothing is left out by those who tell.
+    for words in [
+        "<BROADCAST,MULTICAST,PROMISC,UP>",
+        "NOARP",
+        "ALLMULTI",
+        "qlen 77 alias second",
+        "proto static scope global metric 77 mtu 1300",
+        "weight 5",
+        "nexthop via fd77::9 dev eth0 weight 4",
+        "mtu lock 1200 advmss 1100",
+        "pref high",
+        "fwmark 0x7/0xff",
+        "iif eth0",
+        "oif net1",
+        "uidrange 1000-1999",
+        "ipproto udp sport 1000-2000",
+        "dport 53",
+        "PERMANENT",
+    ] {
+        let told = guest.iter().any(|line| line.contains(words));
+        assert!(told, "no {words} in {guest:#?}");
+    }
     for ping in ["10.77.0.1", "10.78.0.1", "fd77::1"] {
         told(&task, &format!("ping -c 1 -W 20 {ping}"));
     }
@@ -147,22 +185,26 @@ fn a_pod_has_the_network_that_cni_gave_it() {
     let sysctls = &mut plan.linux().sysctls;
     sysctls.insert(sysctl.0.into(), sysctl.1.into());
     let pod = plan.run();
-    let container = pod.script("exec sleep infinity");
+    let mut container = pod.plan(&["sleep", "infinity"]);
+    container.mounts.push(api::Mount {
+        host_path: "/".into(),
+        container_path: "/node".into(),
+        readonly: true,
+        ..Default::default()
+    });
+    let container = pod.start(container);
     let range = container.told("cat /proc/sys/net/ipv4/ip_local_port_range");
     assert_eq!(range, "20000\t30000\n");
     let namespace = format!("/proc/{}/ns/net", process::only("husk-vmm"));
-    let (host, guest) = (
-        lines(&in_namespace(&namespace, DUMP)),
-        lines(&container.told(DUMP)),
-    );
-    assert_eq!(guest, host);
+    let guest = dump::common(&container.told(&dump::script()));
+    assert_eq!(guest, of_namespace(&namespace));
     let address = &pod.addresses()[0];
     let own = format!("eth0 inet {address}/16");
     assert!(guest.iter().any(|line| line.starts_with(&own)), "{guest:?}");
     assert!(
         guest
             .iter()
-            .any(|line| line.starts_with("default via 10.88.0.1 dev eth0"))
+            .any(|line| line.starts_with("unicast default via 10.88.0.1 dev eth0"))
     );
     node(&format!("busybox ping -c 1 -W 20 {address}"));
     pod.remove();

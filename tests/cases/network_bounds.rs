@@ -5,7 +5,8 @@ use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use husk_tests::network::{DUMP, Namespace, lines, node, told};
+use husk_tests::dump::of_guest;
+use husk_tests::network::{Namespace, node, told};
 use husk_tests::{Container, Node, Runtime};
 
 /// Has a container in the namespace refused.
@@ -25,7 +26,7 @@ fn refused(namespace: &Namespace, words: &[&str]) {
 fn mirrored(namespace: &Namespace) -> Vec<String> {
     let before = namespace.whole();
     let task = namespace.run();
-    let (host, guest) = (lines(&namespace.told(DUMP)), lines(&told(&task, DUMP)));
+    let (host, guest) = (namespace.network(), of_guest(&task));
     assert_eq!(guest, host);
     task.destroy();
     assert_eq!(namespace.whole(), before);

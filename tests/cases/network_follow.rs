@@ -3,8 +3,9 @@
 
 use std::time::Instant;
 
+use husk_tests::dump::{self, of_namespace};
 use husk_tests::hold::{self, Hold};
-use husk_tests::network::{DUMP, Namespace, in_namespace, lines, node, same, told};
+use husk_tests::network::{Namespace, PROGRAMS, node, same, told};
 use husk_tests::process::DEADLINE;
 use husk_tests::{Container, Node};
 
@@ -70,7 +71,7 @@ fn changes_of_a_running_pods_network_reach_it() {
     told(&task, "ping -c 1 -W 20 -s 8000 10.77.0.1");
     // Its routes go with it, and come with it.
     let now = change("n link set eth0 down");
-    assert!(!now.iter().any(|line| line.starts_with("default via")));
+    assert!(!now.iter().any(|line| line.contains("default via")));
     change("n link set eth0 up; n route add default via 10.77.0.1");
     let now = change("n link set eth0 down; n link set eth0 name net0; n link set net0 up");
     has(&now, "net0 inet 10.77.0.2/24");
@@ -161,7 +162,9 @@ fn links_of_a_running_pod_come_and_go() {
 fn a_namespace_that_is_filled_between_create_and_start_is_whole_when_the_program_begins() {
     let _node = Node::enter();
     let mut hold = Hold::install();
-    let container = Container::husk(&["sh", "-c", DUMP]).with(hold::FLAGS);
+    let container = Container::husk(&["sh", "-c", &dump::script()])
+        .with(hold::FLAGS)
+        .with(PROGRAMS);
     let client = container.start();
     hold.wait();
     let task = container.task();
@@ -177,9 +180,9 @@ fn a_namespace_that_is_filled_between_create_and_start_is_whole_when_the_program
             n -6 route add default via fd17::1"
         ),
     );
-    let host = lines(&in_namespace(&format!("/proc/{pid}/ns/net"), DUMP));
+    let host = of_namespace(&format!("/proc/{pid}/ns/net"));
     hold.release();
-    let guest = lines(&client.finish().succeeded().text());
+    let guest = dump::common(&client.finish().succeeded().text());
     assert_eq!(guest, host);
     has(&guest, "eth0 inet 172.17.0.2/16");
 }
@@ -191,15 +194,13 @@ fn a_link_is_attached_to_a_running_container_by_its_pid_and_detached() {
     let _node = Node::enter();
     let task = Container::husk(&["sleep", "infinity"])
         .with(&["--cap-add", "CAP_NET_RAW", "--null-io"])
+        .with(PROGRAMS)
         .detach();
     assert_eq!(told(&task, "ls /sys/class/net"), "lo\n");
     let pid = task.pid();
     let namespace = format!("/proc/{pid}/ns/net");
     // The loopback interface is nobody else's to bring up.
-    has(
-        &lines(&in_namespace(&namespace, DUMP)),
-        "lo inet 127.0.0.1/8",
-    );
+    has(&of_namespace(&namespace), "lo inet 127.0.0.1/8");
     let attach = format!(
         "ip link add tapzun type veth peer name t_czun; ip link set t_czun netns {pid}
         ip addr add 10.66.0.1/24 dev tapzun; ip link set tapzun up

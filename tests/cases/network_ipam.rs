@@ -4,7 +4,8 @@
 use std::fs;
 use std::process::Command;
 
-use husk_tests::network::{Chain, DUMP, Namespace, lines, node, told};
+use husk_tests::dump::of_guest;
+use husk_tests::network::{Chain, Namespace, node, told};
 use husk_tests::{Node, Running};
 use serde_json::{Value, json};
 
@@ -70,14 +71,14 @@ fn fixed_addresses_and_routes_and_a_loopback_by_plugin_are_the_guests() {
     let nothing_to_say = [[""], [""]];
     assert_eq!(verdicts(), nothing_to_say);
     let task = namespace.run();
-    let guest = lines(&told(&task, DUMP));
-    assert_eq!(guest, lines(&namespace.told(DUMP)));
+    let guest = of_guest(&task);
+    assert_eq!(guest, namespace.network());
     for given in [
         "eth0 inet 10.91.0.130/25",
         "eth0 inet6 fd91:1::2/128",
-        "default via 10.91.0.1 dev eth0",
-        "10.99.0.0/16 via 10.91.0.7 dev eth0",
-        "fd99::/64 via fd91::7 dev eth0",
+        "unicast default via 10.91.0.1 dev eth0",
+        "unicast 10.99.0.0/16 via 10.91.0.7 dev eth0",
+        "unicast fd99::/64 via fd91::7 dev eth0",
     ] {
         let is_it = |line: &String| line.starts_with(given);
         assert!(guest.iter().any(is_it), "{given}: {guest:#?}");
@@ -159,13 +160,13 @@ fn the_address_and_routes_of_a_lease_are_the_guests() {
     namespace.settle();
     let before = namespace.whole();
     let task = namespace.run();
-    let guest = lines(&told(&task, DUMP));
-    assert_eq!(guest, lines(&namespace.told(DUMP)));
+    let guest = of_guest(&task);
+    assert_eq!(guest, namespace.network());
     for given in [
         "eth0 inet 10.93.0.",
         "net1 inet 10.93.0.",
-        "default via 10.93.0.1 dev eth0",
-        "10.98.0.0/16 via 10.93.0.7 dev eth0",
+        "unicast default via 10.93.0.1 dev eth0",
+        "unicast 10.98.0.0/16 via 10.93.0.7 dev eth0",
     ] {
         let is_it = |line: &String| line.starts_with(given);
         assert!(guest.iter().any(is_it), "{given}: {guest:#?}");

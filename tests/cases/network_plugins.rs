@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use husk_tests::Node;
-use husk_tests::network::{Chain, DUMP, Namespace, lines, node, same, told};
+use husk_tests::dump::of_guest;
+use husk_tests::network::{Chain, Namespace, lines, node, same, told};
 use husk_tests::process::DEADLINE;
 use serde_json::{Value, json};
 
@@ -92,7 +93,7 @@ fn links_of_six_plugins_are_carried_side_by_side() {
     let complaints = checked.iter().flatten().filter(|said| !said.is_empty());
     assert!(complaints.count() <= 1, "{checked:?}");
     let task = namespace.run();
-    assert_eq!(lines(&told(&task, DUMP)), lines(&namespace.told(DUMP)));
+    assert_eq!(of_guest(&task), namespace.network());
     let gateways = [
         "10.80.0.1",
         "fd80::1",
@@ -159,8 +160,8 @@ fn routes_by_source_limits_of_bandwidth_and_a_bridge_are_the_guests() {
     let checked = verdicts();
     assert_eq!(checked[0], ["", ""]);
     let task = namespace.run();
-    let guest = lines(&told(&task, DUMP));
-    let mut there = lines(&namespace.told(DUMP));
+    let guest = of_guest(&task);
+    let mut there = namespace.network();
     there.retain(|line| !line.contains("port0"));
     assert_eq!(guest, there);
     let rule = "from 10.88.2.2 lookup 100";
@@ -199,8 +200,8 @@ fn a_vrf_is_the_guests_too_and_follows() {
     let checked = verdicts();
     assert_eq!((checked[0][0].as_str(), checked[1][1].as_str()), ("", ""));
     let task = namespace.run();
-    let guest = lines(&told(&task, DUMP));
-    assert_eq!(guest, lines(&namespace.told(DUMP)));
+    let guest = of_guest(&task);
+    assert_eq!(guest, namespace.network());
     assert!(
         guest.iter().any(|line| line.starts_with("red mtu")),
         "{guest:#?}"
@@ -268,8 +269,8 @@ fn a_gateway_outside_the_subnet_and_two_more_networks_are_the_guests() {
     namespace.settle();
     let before = namespace.whole();
     let task = namespace.run();
-    let guest = lines(&told(&task, DUMP));
-    assert_eq!(guest, lines(&namespace.told(DUMP)));
+    let guest = of_guest(&task);
+    assert_eq!(guest, namespace.network());
     assert_eq!(told(&task, "ls /sys/class/net"), "eth0\nlo\nnet1\nnet2\n");
     for outside in ["192.0.2.1", "fd99::1", "10.88.7.1", "10.88.8.1"] {
         told(&task, &format!("ping -c 1 -W 20 {outside}"));
@@ -310,8 +311,8 @@ fn a_link_that_leads_nowhere_is_the_guests() {
     let verdicts = || chains.each_ref().map(Chain::verdicts);
     assert_eq!(verdicts(), [[""], [""]]);
     let task = namespace.run();
-    let guest = lines(&told(&task, DUMP));
-    assert_eq!(guest, lines(&namespace.told(DUMP)));
+    let guest = of_guest(&task);
+    assert_eq!(guest, namespace.network());
     for its_own in ["net1 inet 10.97.2.2/24", "net1 inet6 fd97::2/64"] {
         assert!(
             guest.iter().any(|line| line.starts_with(its_own)),

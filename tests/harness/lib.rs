@@ -17,6 +17,7 @@ pub mod containerd;
 pub mod cri;
 pub mod cri_events;
 pub mod ctr;
+pub mod dump;
 pub mod hold;
 pub mod ledger;
 pub mod network;

@@ -1,4 +1,4 @@
-//! Network namespaces made by hand, what a network is in words, and CNI's plugins.
+//! Network namespaces made by hand, and CNI's plugins.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,20 +12,12 @@ use std::time::{Duration, Instant};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::{Value, json};
 
+use crate::dump::{of_guest, of_namespace};
 use crate::process::{self, DEADLINE, Output, Running};
 use crate::{Container, Pod, Runtime, Task};
 
-/// Tells a network in words that two kernels have in common. One program says it in both: the
-/// busybox of the image is the node's. Left out are the numbers of links and what only one has:
-/// the taps of the namespace.
-pub const DUMP: &str = "
-    ip -o link | sed 's/@[^:]*:/:/; s/.*: \\([^ ]*\\): .*\\(mtu [0-9]*\\).*link.\\([a-z]* [^ ]*\\).*/\\1 \\2 \\3/'
-    ip -o addr | sed 's/^[0-9]*: //; s/ noprefixroute//; s/ nodad//; s/ flags [0-9]*//; s/\\\\.*//'
-    ip route show table all
-    ip -6 route show table all
-    ip rule
-    ip -6 rule
-    ip neigh show nud permanent | sed 's/ used.*probes [0-9]*//'";
+/// Flags of a container that has the node's programs by `chroot /node`.
+pub const PROGRAMS: &[&str] = &["--mount", "type=bind,src=/,dst=/node,options=bind:ro"];
 
 /// Flags of a container that has all rights, and the node's programs by `chroot /node`.
 pub const THE_NODES_PROGRAMS: &[&str] = &[
@@ -34,14 +26,12 @@ pub const THE_NODES_PROGRAMS: &[&str] = &[
     "type=bind,src=/,dst=/node,options=rbind:ro",
 ];
 
-/// The lines of a dump, in an order of their own. One that is told twice, as of a route that
-/// somebody has added once more, is one.
-pub fn lines(dump: &str) -> Vec<String> {
-    let own = |line: &&str| !line.contains("husk") && !line.is_empty();
+/// The lines of a text, in an order of their own.
+pub fn lines(text: &str) -> Vec<String> {
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut lines: Vec<String> = dump.lines().filter(own).map(words).collect();
+    let mut lines: Vec<String> = text.lines().map(words).collect();
+    lines.retain(|line| !line.is_empty());
     lines.sort();
-    lines.dedup();
     lines
 }
 
@@ -135,6 +125,15 @@ impl Namespace {
         in_namespace(&self.path(), script)
     }
 
+    /// The network in it.
+    ///
+    /// # Panics
+    /// If it cannot be told.
+    #[track_caller]
+    pub fn network(&self) -> Vec<String> {
+        of_namespace(&self.path())
+    }
+
     /// Everything in it, also what a guest has no part in.
     ///
     /// # Panics
@@ -142,8 +141,8 @@ impl Namespace {
     #[track_caller]
     pub fn whole(&self) -> String {
         let mut ip = Command::new("sh");
-        let script = "ip addr; ip route show table all; ip -6 route show table all; ip rule; ip -6 rule; \
-             ip neigh show nud permanent; tc qdisc; for l in /sys/class/net/*; do tc filter show dev ${l##*/} ingress; done";
+        let script = "ip -d addr; ip -d route show table all; ip -d rule; ip -d -6 rule; ip neigh show proxy; \
+             ip neigh show nud permanent; tc qdisc; for l in /sys/class/net/*; do for d in ingress egress; do tc filter show dev ${l##*/} $d; done; done";
         ip.args(["-c", &format!("ip netns exec {} sh -c '{script}'", self.0)]);
         process::run(ip).text()
     }
@@ -164,7 +163,7 @@ impl Namespace {
         task
     }
 
-    /// A container in it.
+    /// A container in it, with the node's programs besides its own.
     ///
     /// # Panics
     /// If it does not start.
@@ -179,6 +178,7 @@ impl Namespace {
                 "CAP_NET_RAW",
                 "--null-io",
             ])
+            .with(PROGRAMS)
             .detach()
     }
 }
@@ -238,9 +238,9 @@ pub fn same(task: &Task, namespace: &str) -> Vec<String> {
     let deadline = Instant::now() + DEADLINE;
     loop {
         // Addresses of version 6 are tried out on the host, which is seen in a dump.
-        let host = lines(&in_namespace(namespace, DUMP));
-        let guest = lines(&told(task, DUMP));
-        if guest == host && host == lines(&in_namespace(namespace, DUMP)) {
+        let host = of_namespace(namespace);
+        let guest = of_guest(task);
+        if guest == host && host == of_namespace(namespace) {
             return guest;
         }
         assert!(Instant::now() < deadline, "{guest:#?}\nis not\n{host:#?}");
