@@ -5,6 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use husk_tests::containerd::Events;
+use husk_tests::network::told;
 use husk_tests::process;
 use husk_tests::rootfs::Rootfs;
 use husk_tests::{Node, Runtime, Task, ctr};
@@ -59,24 +60,31 @@ impl Hooked {
 #[test]
 fn the_pods_network_is_made_by_a_hook_before_the_guest_boots() {
     let _node = Node::enter();
-    let link = "nsenter --net=/proc/$pid/ns/net ip link add hooked type veth peer name peer";
-    // Until it boots, the VMM has one thread for its work and one for its control.
-    let threads = "ls /proc/$pid/task | wc -l >notes; readlink /proc/$pid/exe >>notes";
-    let hooked = Hooked::new("h-net", &[("createRuntime", &[link, threads])]);
-    hooked.run().succeeded();
-    let task = Task::of(hooked.id);
-    let pid = task.pid();
-    let notes = hooked.notes();
-    let (before, exe) = notes.split_once('\n').expect("two lines");
-    assert!(exe.trim().ends_with("/husk-vmm"), "{notes}");
-    let before: usize = before.trim().parse().expect("a number");
-    let after = fs::read_dir(format!("/proc/{pid}/task")).expect("the VMM runs");
-    assert!(before < after.count(), "the guest ran already: {notes}");
-    let mut ip = Command::new("nsenter");
-    ip.arg(format!("--net=/proc/{pid}/ns/net"))
-        .args(["ip", "link", "show", "hooked"]);
-    process::run(ip).succeeded();
-    task.destroy();
+    for (id, list) in [("h-net-1", "prestart"), ("h-net-2", "createRuntime")] {
+        let link = "ip link add hook-far type veth peer name hooked netns $pid
+            ip addr add 10.77.0.1/24 dev hook-far; ip link set hook-far up
+            n() { nsenter --net=/proc/$pid/ns/net ip $*; }
+            n addr add 10.77.0.2/24 dev hooked; n link set hooked up; n route add default via 10.77.0.1";
+        // Until it boots, the VMM has one thread for its work and one for its control.
+        let threads = "ls /proc/$pid/task | wc -l >notes; readlink /proc/$pid/exe >>notes";
+        let hooked = Hooked::new(id, &[(list, &[link, threads])]);
+        hooked.run().succeeded();
+        let task = Task::of(hooked.id);
+        let pid = task.pid();
+        let notes = hooked.notes();
+        let (before, exe) = notes.split_once('\n').expect("two lines");
+        assert!(exe.trim().ends_with("/husk-vmm"), "{list}: {notes}");
+        let before: usize = before.trim().parse().expect("a number");
+        let after = fs::read_dir(format!("/proc/{pid}/task")).expect("the VMM runs");
+        let ran = before >= after.count();
+        assert!(!ran, "{list}: the guest ran already: {notes}");
+        let has = "ls /sys/class/net; ip -o -4 addr show dev hooked | tr -s ' ' | cut -d ' ' -f 2-4; ip route";
+        let expected = "hooked\nlo\nhooked inet 10.77.0.2/24\n\
+            default via 10.77.0.1 dev hooked \n10.77.0.0/24 dev hooked scope link  src 10.77.0.2 \n";
+        assert_eq!(told(&task, has), expected, "{list}");
+        told(&task, "ping -c 1 -W 20 10.77.0.1");
+        task.destroy();
+    }
 }
 
 #[test]

@@ -5,18 +5,28 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 
+use husk_tests::network::told;
 use husk_tests::process::Stream;
 use husk_tests::rootfs::Rootfs;
 use husk_tests::{Container, Node, Runtime, Task, ctr};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A hook's program: notes its name and the state it was given, and looks at the network
-/// namespace of the process it was told of.
+/// A hook's program: notes its name and the state it was given, and wires the network namespace of
+/// the process it was told of, as nerdctl's createRuntime does.
 const HOOK: &str = r#"#!/bin/sh
 state=$(cat)
 pid=$(echo "$state" | sed -n 's/.*"pid": *\([0-9]*\).*/\1/p')
 links=none
+if [ "$1" = createRuntime ]; then
+    n() { nsenter --net=/proc/$pid/ns/net ip "$@"; }
+    ip link add replay$pid type veth peer name eth0 netns $pid
+    ip addr add 10.4.0.1/24 dev replay$pid
+    ip link set replay$pid up
+    n addr add 10.4.0.2/24 dev eth0
+    n link set eth0 up
+    n route add default via 10.4.0.1
+fi
 [ -z "$pid" ] || [ "$pid" = 0 ] || links=$(nsenter --net=/proc/$pid/ns/net ip -o link | wc -l)
 echo "$1 $links $state" >>"$2"
 "#;
@@ -76,6 +86,7 @@ fn spec(id: &str, rootfs: &Rootfs, args: &[&str], hooks: &Value) -> Value {
     spec["root"]["path"] = json!(rootfs.path());
     spec["process"]["args"] = json!(args);
     spec["process"]["cwd"] = json!("/");
+    spec["process"]["env"] = json!(["PATH=/bin:/usr/bin"]);
     spec["linux"]["cgroupsPath"] = json!(format!("/default/{id}"));
     spec["hooks"] = hooks.clone();
     spec
@@ -107,8 +118,12 @@ fn late_hooks_are_run_on_the_host_with_the_tasks_state() {
         assert_eq!(call.name, "createRuntime", "{runtime:?}");
         assert_eq!(call.state["id"], json!(id), "{runtime:?}");
         assert_eq!(call.state["pid"], json!(task.pid()), "{runtime:?}");
-        // A namespace of its own: lo and nothing else.
-        assert_eq!(call.links, "1", "{runtime:?}: {}", call.state);
+        // A namespace of its own: lo and what the hook has added, which the container has.
+        assert_eq!(call.links, "2", "{runtime:?}: {}", call.state);
+        let has = "ls /sys/class/net; ip -o -4 addr show dev eth0 | tr -s ' ' | cut -d ' ' -f 2-4; ip route | head -n 1";
+        let expected = "eth0\nlo\neth0 inet 10.4.0.2/24\ndefault via 10.4.0.1 dev eth0 \n";
+        assert_eq!(told(&task, has), expected, "{runtime:?}");
+        told(&task, "ping -c 1 -W 20 10.4.0.1");
 
         let labels = ctr(&["container", "list", "--quiet", "labels.client==replay"]);
         assert_eq!(labels.succeeded().text().trim(), id, "{runtime:?}");
