@@ -2,8 +2,13 @@
 //! machine, containers that come and go.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
+use containerd_shim_protos::api::{ConnectRequest, ConnectResponse, StateRequest, StateResponse};
 use husk_tests::containerd::Events;
+use husk_tests::hold::{self, Hold};
+use husk_tests::network::Namespace;
+use husk_tests::task_api::TaskApi;
 use husk_tests::{Container, Node, Task, process};
 
 const KIND: &str = "io.kubernetes.cri.container-type";
@@ -22,7 +27,18 @@ impl Pod {
 
     #[track_caller]
     fn run_with(annotations: &[&str]) -> Self {
+        Self::of(Container::husk(&["sleep", "infinity"]), annotations)
+    }
+
+    /// In a namespace that others have made (`network:<path>`).
+    #[track_caller]
+    fn run_in(namespace: &str) -> Self {
         let first = Container::husk(&["sleep", "infinity"]);
+        Self::of(first.with(&["--with-ns", namespace]), &[])
+    }
+
+    #[track_caller]
+    fn of(first: Container, annotations: &[&str]) -> Self {
         let id = format!("{SANDBOX}={}", first.id());
         let mut first = first.with(&["--null-io", "--annotation", &id]);
         for annotation in [&[&*format!("{KIND}=sandbox")], annotations].concat() {
@@ -91,6 +107,70 @@ fn the_containers_of_a_pod_share_its_machine_and_what_cri_says() {
     member.destroy();
     assert_eq!(told(&pod.0, "echo alive"), "alive\n");
     pod.0.destroy();
+}
+
+/// The network namespaces of the pids that Create (by containerd's list), State and Connect tell.
+#[track_caller]
+fn namespaces_of_pids(task: &Task) -> [u64; 3] {
+    let api = TaskApi::of(task.id());
+    let state = StateRequest {
+        id: task.id().into(),
+        ..Default::default()
+    };
+    let state: StateResponse = api.call("State", &state).expect("a state");
+    let connect = ConnectRequest {
+        id: task.id().into(),
+        ..Default::default()
+    };
+    let connect: ConnectResponse = api.call("Connect", &connect).expect("a connection");
+    [task.pid(), state.pid, connect.task_pid].map(|pid| inode(&format!("/proc/{pid}/ns/net")))
+}
+
+#[track_caller]
+fn inode(path: &str) -> u64 {
+    let file = fs::metadata(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    file.ino()
+}
+
+#[test]
+fn every_pid_that_is_told_is_in_the_pods_network_namespace() {
+    let _node = Node::enter();
+    let namespace = Namespace::new("pids", "");
+    let (path, there) = (namespace.path(), inode(&namespace.path()));
+    assert_ne!(there, inode("/proc/self/ns/net"));
+    let network = format!("network:{path}");
+    let alone = Container::husk(&["sleep", "infinity"])
+        .with(&["--null-io", "--with-ns", &network])
+        .detach();
+    assert_eq!(namespaces_of_pids(&alone), [there; 3]);
+    alone.destroy();
+
+    let pod = Pod::run_in(&network);
+    assert_eq!(namespaces_of_pids(&pod.0), [there; 3]);
+    let members = ["one", "two"].map(|_| {
+        let member = pod.usual_member(&["sleep", "infinity"]);
+        member.with(&["--null-io"]).detach()
+    });
+    for member in &members {
+        assert_eq!(namespaces_of_pids(member), [there; 3]);
+    }
+    let [first, second] = members;
+    first.destroy();
+    assert_eq!(namespaces_of_pids(&second), [there; 3]);
+    second.destroy();
+    pod.0.destroy();
+
+    // What is told before the start: those who wire a container then have no other.
+    let mut hold = Hold::install();
+    let container = Container::husk(&["true"])
+        .with(&["--with-ns", &network])
+        .with(hold::FLAGS);
+    let client = container.start();
+    hold.wait();
+    let held = container.task();
+    assert_eq!(namespaces_of_pids(&held), [there; 3]);
+    hold.release();
+    client.finish().succeeded();
 }
 
 #[test]
