@@ -42,6 +42,7 @@ mod network_mesh;
 mod network_mtu;
 mod network_netfilter;
 mod network_plugins;
+mod network_port;
 mod network_transfer;
 mod refusals;
 mod replay;
