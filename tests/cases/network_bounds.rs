@@ -4,9 +4,11 @@
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Instant;
 
 use husk_tests::dump::of_guest;
-use husk_tests::network::{Namespace, node, told};
+use husk_tests::network::{Namespace, node, same, told};
+use husk_tests::process::DEADLINE;
 use husk_tests::{Container, Node, Runtime};
 
 /// Has a container in the namespace refused.
@@ -39,6 +41,35 @@ fn a_hundred_links_are_too_many() {
     let add = "for i in $(seq 100); do n link add many$i type dummy; n link set many$i up; done";
     let namespace = Namespace::new("many", add);
     refused(&namespace, &["100 links", "at most 16", "take some out"]);
+}
+
+#[test]
+fn a_seventeenth_link_waits_for_one_to_leave() {
+    let entered = Node::enter();
+    let add = "for i in $(seq 16); do n link add full$i type dummy; n link set full$i up; done";
+    let namespace = Namespace::new("full", add);
+    let task = namespace.run();
+    assert_eq!(of_guest(&task), namespace.network());
+    node("ip -n full link add beyond type dummy; ip -n full link set beyond up");
+    let log = entered.log_with("link beyond:");
+    let warning = log.lines().find(|line| line.contains("link beyond:"));
+    let warning = warning.unwrap_or_default();
+    assert!(warning.contains("level=warning"), "{warning}");
+    // The others are followed all the same.
+    node("ip -n full addr add 10.77.0.2/24 dev full16");
+    let mut there = namespace.network();
+    there.retain(|line| !line.contains("beyond"));
+    let deadline = Instant::now() + DEADLINE;
+    while of_guest(&task) != there {
+        assert!(Instant::now() < deadline, "{:#?}", of_guest(&task));
+    }
+    node("ip -n full link del full3");
+    let guest = same(&task, &namespace.path());
+    let carried = guest.iter().any(|line| line.starts_with("beyond mtu"));
+    assert!(carried, "{guest:#?}");
+    task.destroy();
+    let left = namespace.whole();
+    assert!(!left.contains("clsact") && !left.contains("husk"), "{left}");
 }
 
 #[test]
