@@ -124,7 +124,12 @@ fn links_of_six_plugins_are_carried_side_by_side() {
 fn routes_by_source_limits_of_bandwidth_and_a_bridge_are_the_guests() {
     let _node = Node::enter();
     let _uplinks = Uplinks(&["up5"]);
-    uplink("up5", "10.88.5.1/24");
+    // In its third mode ipvlan asks the node for the way, which leads out by the link below.
+    let beyond = "ip link add up5 type veth peer name up5-far netns beyond; ip link set up5 up
+        ip address add 10.88.4.1/24 dev up5; ip route add 10.88.7.9 via 10.88.4.9
+        n link set up5-far up; n address add 10.88.4.9/24 dev up5-far; n address add 10.88.7.9/32 dev lo
+        n route add 10.88.5.0/24 via 10.88.4.1";
+    let _beyond = Namespace::new("beyond", beyond);
     // And somebody's own bridge; what is by its port, the bridge has.
     let bridge = "ip link add port-far type veth peer name port0 netns sbr; ip link set port-far up
         ip addr add 10.88.6.1/24 dev port-far; n link add br0 type bridge
@@ -133,24 +138,24 @@ fn routes_by_source_limits_of_bandwidth_and_a_bridge_are_the_guests() {
     let namespace = Namespace::new("sbr", bridge);
     let limits = json!({ "type": "bandwidth", "ingressRate": 80_000_000, "ingressBurst": 8_000_000,
         "egressRate": 80_000_000, "egressBurst": 8_000_000 });
-    let routed = |subnet: &str| {
+    let routed = |subnet: &str, to: &str| {
         let mut ipam = ipam(&[subnet]);
-        ipam["routes"] = json!([{ "dst": "0.0.0.0/0" }]);
+        ipam["routes"] = json!([{ "dst": to }]);
         ipam
     };
     let add = |interface, plugins| Chain::add(&namespace, interface, plugins);
     let chains = [
         add(
             "eth0",
-            json!([{ "type": "ptp", "ipMasq": false, "ipam": routed("10.88.1.0/24") }, limits]),
+            json!([{ "type": "ptp", "ipMasq": false, "ipam": routed("10.88.1.0/24", "0.0.0.0/0") }, limits]),
         ),
         add(
             "net1",
-            json!([{ "type": "ptp", "ipMasq": false, "ipam": routed("10.88.2.0/24") }, { "type": "sbr" }]),
+            json!([{ "type": "ptp", "ipMasq": false, "ipam": routed("10.88.2.0/24", "0.0.0.0/0") }, { "type": "sbr" }]),
         ),
         add(
             "net2",
-            json!([{ "type": "ipvlan", "mode": "l3", "master": "up5", "ipam": ipam(&["10.88.5.0/24"]) }]),
+            json!([{ "type": "ipvlan", "mode": "l3", "master": "up5", "ipam": routed("10.88.5.0/24", "10.88.7.0/24") }]),
         ),
     ];
     namespace.settle();
@@ -166,7 +171,7 @@ fn routes_by_source_limits_of_bandwidth_and_a_bridge_are_the_guests() {
     assert_eq!(guest, there);
     let rule = "from 10.88.2.2 lookup 100";
     assert!(guest.iter().any(|line| line.contains(rule)), "{guest:?}");
-    for gateway in ["10.88.1.1", "10.88.2.1", "10.88.6.1"] {
+    for gateway in ["10.88.1.1", "10.88.2.1", "10.88.6.1", "10.88.7.9"] {
         told(&task, &format!("ping -c 1 -W 20 {gateway}"));
     }
     assert_eq!(verdicts(), checked);
