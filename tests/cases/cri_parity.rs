@@ -254,6 +254,57 @@ fn name_servers_and_host_names_are_the_pods() {
 }
 
 #[test]
+fn hosts_names_and_name_servers_are_the_same_in_all_containers_of_a_pod() {
+    let _node = Node::enter();
+    let hosts = tempfile::NamedTempFile::new().expect("a file");
+    fs::write(hosts.path(), "127.0.0.1 localhost\n10.0.0.5 burrow\n").expect("a file of ours");
+    let [runc, husk] = Runtime::both(|runtime| {
+        let mut plan = PodPlan::new(runtime);
+        plan.config.hostname = "burrow".into();
+        plan.config.dns_config = Some(api::DnsConfig {
+            servers: vec!["10.0.0.10".into(), "fd00::10".into()],
+            searches: vec!["default.svc.cluster.local".into()],
+            options: vec!["ndots:5".into()],
+        });
+        let pod = plan.run();
+        let first = pod.script("exec sleep infinity");
+        let second = pod.script("exec sleep infinity");
+        // A kubelet has a file of its own.
+        let mut managed = pod.plan(&["sleep", "infinity"]);
+        managed.mounts.push(api::Mount {
+            host_path: hosts.path().to_string_lossy().into_owned(),
+            container_path: "/etc/hosts".into(),
+            ..Default::default()
+        });
+        let third = pod.start(managed);
+        let containers = [&first, &second, &third];
+        let all =
+            "for f in hosts hostname resolv.conf; do echo /etc/$f; cat /etc/$f; done; hostname";
+        let told = containers.map(|container| container.told(all));
+        assert_eq!(told[0], told[1], "{runtime:?}");
+        assert!(
+            told[2].contains("10.0.0.5 burrow"),
+            "{runtime:?}: {}",
+            told[2]
+        );
+        // One file for all of them, which the first changes.
+        first.told("echo nameserver 10.0.0.11 >>/etc/resolv.conf; echo 10.0.0.6 den >>/etc/hosts");
+        let changed = containers.map(|container| container.told(all));
+        drop((first, second, third));
+        pod.remove();
+        (told, changed)
+    });
+    assert_eq!(husk, runc);
+    let [first, second, third] = &husk.1;
+    assert_eq!(first, second);
+    assert!(first.contains("10.0.0.6 den"), "{first}");
+    assert!(
+        third.contains("nameserver 10.0.0.11") && !third.contains("den"),
+        "{third}"
+    );
+}
+
+#[test]
 fn the_score_for_the_oom_killer_is_the_containers() {
     let told = told_by_both(
         |config| resources(config).oom_score_adj = 777,
