@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use husk_tests::cri::api;
 use husk_tests::dump::{self, of_guest, of_namespace};
-use husk_tests::network::{Namespace, echo_datagrams, node, told};
+use husk_tests::network::{Namespace, echo_datagrams, node, same, told};
 use husk_tests::process::{self, DEADLINE};
 use husk_tests::{Container, Node, PodPlan, Runtime};
 
@@ -168,6 +168,50 @@ fn a_killed_shim_leaves_the_namespace_as_it_was() {
         thread::sleep(Duration::from_millis(200));
     }
     task.forgotten();
+}
+
+#[test]
+fn an_ingress_discipline_of_somebody_elses_is_used_and_left() {
+    let _node = Node::enter();
+    let add = "ip link add ours-far type veth peer name eth0 netns theirs
+        ip addr add 10.77.0.1/24 dev ours-far; ip link set ours-far up
+        n addr add 10.77.0.2/24 dev eth0; n link set eth0 up
+        t() { ip netns exec theirs tc $*; }
+        t qdisc add dev eth0 ingress
+        t filter add dev eth0 ingress pref 7 protocol ip flower dst_ip 10.77.0.3 action drop";
+    let namespace = Namespace::new("theirs", add);
+    let before = namespace.whole();
+    assert!(before.contains("qdisc ingress") && before.contains("10.77.0.3"));
+    let task = namespace.run();
+    told(&task, "ping -c 1 -W 20 10.77.0.1");
+    node("busybox ping -c 1 -W 20 10.77.0.2");
+    let meanwhile = namespace.whole();
+    for filter in ["10.77.0.3", "mirred"] {
+        assert!(meanwhile.contains(filter), "no {filter} in {meanwhile}");
+    }
+    task.destroy();
+    assert_eq!(namespace.whole(), before);
+}
+
+#[test]
+fn links_have_the_names_and_the_order_of_the_namespaces() {
+    let _node = Node::enter();
+    const ORDER: &str =
+        "ip -o link | sort -n | sed 's/^[0-9]*: \\([^:@]*\\).*/\\1/' | grep -v husk";
+    // Neither in the order of their names nor made in the order of their numbers.
+    let add = "for l in 'zeta index 31' 'alpha index 52' 'mid index 23'; do n link add $l type dummy; done
+        for l in zeta alpha mid; do n link set $l up; done";
+    let namespace = Namespace::new("order", add);
+    assert_eq!(namespace.told(ORDER), "lo\nmid\nzeta\nalpha\n");
+    let task = namespace.run();
+    assert_eq!(told(&task, ORDER), namespace.told(ORDER));
+    for change in ["add beta index 60", "del zeta", "add zeta index 61"] {
+        let (verb, link) = change.split_once(' ').expect("two words");
+        node(&format!("ip -n order link {verb} {link} type dummy"));
+        same(&task, &namespace.path());
+        assert_eq!(told(&task, ORDER), namespace.told(ORDER), "{change}");
+    }
+    task.destroy();
 }
 
 #[test]
