@@ -155,3 +155,68 @@ fn links_that_come_and_go_meanwhile_do_no_harm() {
     });
     assert_eq!(namespace.whole(), before);
 }
+
+#[test]
+fn a_link_that_no_machine_can_have_is_refused_by_its_name() {
+    let _node = Node::enter();
+    let add = "ip link add stacked-far type veth peer name eth0 netns stacked; n link set eth0 up";
+    let namespace = Namespace::new("stacked", add);
+    // Its frames arrive at eth0, which is the guest's.
+    node(
+        "ip -n stacked link add link eth0 name eth0.5 type vlan id 5; ip -n stacked link set eth0.5 up",
+    );
+    refused(&namespace, &["link eth0.5", "a vlan made on another link"]);
+    node("ip -n stacked link del eth0.5; ip link set stacked-far up");
+    // So are they if it is a tunnel, whatever it was made on.
+    node("ip -n stacked link add vx0 type vxlan id 7 dstport 4789; ip -n stacked link set vx0 up");
+    namespace.settle();
+    refused(&namespace, &["link vx0", "a vxlan made on another link"]);
+    node("ip -n stacked link del vx0");
+    // Its packets become its own behind any redirect.
+    node("ip link add link stacked-far name net1 netns stacked type ipvlan mode l3s");
+    node("ip -n stacked link set net1 up");
+    namespace.settle();
+    refused(&namespace, &["link net1", "mode l3s"]);
+    // What is down does no harm.
+    node("ip -n stacked link set net1 down");
+    let task = namespace.run();
+    let guest = told(&task, "ls /sys/class/net");
+    assert!(guest.contains("eth0") && !guest.contains("net1"), "{guest}");
+    task.destroy();
+}
+
+/// Takes from the node's kernel what redirects all packets alike, until dropped.
+struct WithoutMatchall;
+
+impl WithoutMatchall {
+    #[track_caller]
+    fn new() -> Self {
+        node("modprobe -r cls_matchall; modprobe cls_u32
+            for m in $(find /lib/modules -name 'cls_matchall.ko*'); do mount --bind /dev/null $m; done");
+        Self
+    }
+}
+
+impl Drop for WithoutMatchall {
+    fn drop(&mut self) {
+        node("umount $(find /lib/modules -name 'cls_matchall.ko*')");
+    }
+}
+
+#[test]
+fn without_matchall_u32_redirects() {
+    let _node = Node::enter();
+    let _without = WithoutMatchall::new();
+    let add = "ip link add u32-far type veth peer name eth0 netns u32; ip link set u32-far up
+        ip addr add 10.77.0.1/24 dev u32-far; n addr add 10.77.0.2/24 dev eth0; n link set eth0 up
+        ip addr add fd77::1/64 dev u32-far nodad; n addr add fd77::2/64 dev eth0 nodad";
+    let namespace = Namespace::new("u32", add);
+    let before = namespace.whole();
+    let task = namespace.run();
+    let running = namespace.whole();
+    assert!(running.contains("pref 65520 u32"), "{running}");
+    assert!(!running.contains("matchall"), "{running}");
+    told(&task, "ping -c 1 10.77.0.1; ping -6 -c 1 fd77::1");
+    task.destroy();
+    assert_eq!(namespace.whole(), before);
+}

@@ -224,3 +224,27 @@ fn a_link_is_attached_to_a_running_container_by_its_pid_and_detached() {
     }
     task.destroy();
 }
+
+#[test]
+fn a_link_whose_tap_or_redirect_somebody_took_is_connected_anew() {
+    let _node = Node::enter();
+    let add = "ip link add taken-far type veth peer name eth0 netns taken; ip link set taken-far up
+        ip addr add 10.77.0.1/24 dev taken-far; n addr add 10.77.0.2/24 dev eth0; n link set eth0 up";
+    let namespace = Namespace::new("taken", add);
+    let before = namespace.whole();
+    let task = namespace.run();
+    let tap = namespace.told("ip -o link | sed -n 's/.*\\(husk[0-9]*\\).*/\\1/p'");
+    let tap = tap.trim();
+    for taken in [
+        format!("ip -n taken link del {tap}"),
+        format!("ip -n taken link set {tap} down"),
+        "ip netns exec taken tc qdisc del dev eth0 clsact".to_owned(),
+    ] {
+        node(&taken);
+        // In the container, so that the guest sends as well.
+        told(&task, "until ping -c 1 -W 1 10.77.0.1; do sleep 0.2; done");
+        same(&task, &namespace.path());
+    }
+    task.destroy();
+    assert_eq!(namespace.whole(), before);
+}

@@ -3,9 +3,12 @@
 
 use std::fs;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use husk_tests::dump::of_guest;
 use husk_tests::network::{Chain, Namespace, node, told};
+use husk_tests::process::DEADLINE;
 use husk_tests::{Node, Running};
 use serde_json::{Value, json};
 
@@ -139,6 +142,19 @@ impl Dhcp {
         node(&format!("until [ -S {SOCKET} ]; do sleep 0.1; done"));
         dhcp
     }
+
+    /// Waits until the daemon has renewed a lease from now on.
+    #[track_caller]
+    fn renews(&self) {
+        let said = || fs::read_to_string(SAID).expect("a log");
+        let count = |said: &str| said.matches("lease renewed").count();
+        let before = count(&said());
+        let deadline = Instant::now() + DEADLINE;
+        while count(&said()) == before {
+            assert!(Instant::now() < deadline, "{}", said());
+            thread::sleep(Duration::from_millis(200));
+        }
+    }
 }
 
 /// Addresses by lease.
@@ -182,4 +198,78 @@ fn the_address_and_routes_of_a_lease_are_the_guests() {
     let said = fs::read_to_string(SAID).expect("a log");
     assert_eq!(said.matches("releasing lease").count(), 2, "{said}");
     assert_eq!(namespace.told("ip -o link | wc -l"), "1\n");
+}
+
+#[test]
+fn a_lease_is_renewed_and_checked_while_the_pod_runs() {
+    let _node = Node::enter();
+    let bridge = Bridge::new("lease0", 93);
+    let dhcp = Dhcp::start(&bridge, 30);
+    let namespace = Namespace::new("leased", "");
+    let chain = Chain::add(&namespace, "eth0", bridge.port(&leased()));
+    namespace.settle();
+    assert_eq!(chain.verdicts(), [""]);
+    dhcp.renews();
+    let before = namespace.whole();
+    let task = namespace.run();
+    dhcp.renews();
+    assert_eq!(chain.verdicts(), [""]);
+    assert_eq!(of_guest(&task), namespace.network());
+    told(&task, "ping -c 1 -W 20 10.93.0.1");
+    task.destroy();
+    assert_eq!(namespace.whole(), before);
+    chain.del();
+}
+
+/// Advertises a network to all who listen at a link: RFC 4861, 4.2 and 4.6.2; 17 and 18 are
+/// IPV6_MULTICAST_IF and IPV6_MULTICAST_HOPS (ipv6(7)).
+const ADVERTISE: &str = r#"
+    my ($link, $network) = @ARGV;
+    socket(S, AF_INET6, SOCK_RAW, 58) or die "socket: $!";
+    open my $index, "<", "/sys/class/net/$link/ifindex" or die "$link: $!";
+    setsockopt(S, 41, 17, pack("i", <$index>)) or die "link: $!";
+    setsockopt(S, 41, 18, pack("i", 255)) or die "hops: $!";
+    my $router = pack("CCnCCnNN", 134, 0, 0, 64, 0, 1800, 0, 0);
+    my $prefix = pack("CCCCNNN", 3, 4, 64, 0xc0, 600, 600, 0) . inet_pton(AF_INET6, $network);
+    send(S, $router . $prefix, 0, pack_sockaddr_in6(0, inet_pton(AF_INET6, "ff02::1"))) or die "send: $!";"#;
+
+#[test]
+fn a_network_that_a_router_advertises_while_the_pod_runs_is_the_guests() {
+    let _node = Node::enter();
+    let add =
+        "ip link add advert-far type veth peer name eth0 netns advert; ip link set advert-far up
+        n addr add 10.77.0.2/24 dev eth0; n link set eth0 up";
+    let namespace = Namespace::new("advert", add);
+    let advertise = |network: &str| {
+        let mut perl = Command::new("perl");
+        perl.args(["-MSocket=:all", "-e", ADVERTISE, "advert-far", network]);
+        husk_tests::process::run(perl).succeeded();
+        let prefix = network.trim_end_matches(':');
+        namespace.told(&format!(
+            "until ip -6 addr | grep -q {prefix}; do sleep 0.1; done"
+        ));
+        namespace.settle();
+    };
+    advertise("fd71::");
+    let task = namespace.run();
+    for network in ["fd72::", "fd71::", "fd73::"] {
+        advertise(network);
+        told(
+            &task,
+            &format!("until ip -6 addr | grep -q {network}; do sleep 0.2; done"),
+        );
+    }
+    // Lifetimes are told by what is left of them, all else is the same.
+    let but_for_time = |dump: Vec<String>| {
+        let words = dump.into_iter().map(|line| {
+            let words = line.split(' ').filter(|word| !word.ends_with("sec"));
+            words.collect::<Vec<_>>().join(" ")
+        });
+        words.collect::<Vec<_>>()
+    };
+    let guest = but_for_time(of_guest(&task));
+    assert_eq!(guest, but_for_time(namespace.network()));
+    let default = |line: &String| line.starts_with("unicast default via fe80:");
+    assert!(guest.iter().any(default), "{guest:#?}");
+    task.destroy();
 }

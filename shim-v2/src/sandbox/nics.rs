@@ -131,11 +131,12 @@ impl Nics {
     /// # Errors
     /// [`NicError::Vmm`]: the slot stays taken.
     pub async fn unplug(&self, slot: u32) -> Result<(), NicError> {
-        if let Err(error) = self.agent.unplug_nic(slot).await {
-            log::warn!("network device in slot {slot}: the guest does not let go: {error}");
-        }
+        let let_go = self.agent.unplug_nic(slot).await;
         let unplugged = self.control.unplug_nic(slot).await;
         unplugged.map_err(|source| NicError::Vmm { slot, source })?;
+        if let Err(error) = let_go {
+            log::warn!("network device in slot {slot}: the guest does not let go: {error}");
+        }
         self.slots.give_back(slot);
         Ok(())
     }

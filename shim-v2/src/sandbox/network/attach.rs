@@ -167,6 +167,9 @@ fn join(
     };
     back.add(netlink, link.index)?;
     let joined = redirect.add(netlink, tap);
+    if joined.is_ok() {
+        redirect.share(netlink, tap);
+    }
     if link.tx_queue_len == Some(0)
         && let Err(error) = redirect::without_queue(netlink, link.index)
     {

@@ -70,8 +70,8 @@ impl Follower {
         gone: watch::Receiver<Option<VmmEnd>>,
     ) -> Result<Self, FollowError> {
         let (follower, queue) = mpsc::channel(16);
-        let task = Task::begin(network, nics, agent).await?;
-        tokio::spawn(task.serve(queue, gone));
+        let task = Task::begin(network, nics, agent, gone).await?;
+        tokio::spawn(task.serve(queue));
         Ok(Self(follower))
     }
 
@@ -138,6 +138,7 @@ struct Task {
     events: Events,
     nics: Nics,
     agent: Agent,
+    gone: watch::Receiver<Option<VmmEnd>>,
     carried: Vec<Carried>,
     /// What the guest has been given.
     given: Vec<Item>,
@@ -152,7 +153,12 @@ struct Task {
 
 impl Task {
     /// With the links that the guest has booted with, in the first slots.
-    async fn begin(network: Network, nics: Nics, agent: Agent) -> Result<Self, FollowError> {
+    async fn begin(
+        network: Network,
+        nics: Nics,
+        agent: Agent,
+        gone: watch::Receiver<Option<VmmEnd>>,
+    ) -> Result<Self, FollowError> {
         let Network {
             netns,
             events,
@@ -180,6 +186,7 @@ impl Task {
             events: Events::new(events).map_err(NetworkError::Follow)?,
             nics,
             agent,
+            gone,
             carried: carried.collect(),
             given: Vec::new(),
             left_out: Vec::new(),
@@ -196,12 +203,9 @@ impl Task {
         Ok(task)
     }
 
-    async fn serve(
-        mut self,
-        mut queue: mpsc::Receiver<oneshot::Sender<()>>,
-        mut gone: watch::Receiver<Option<VmmEnd>>,
-    ) {
+    async fn serve(mut self, mut queue: mpsc::Receiver<oneshot::Sender<()>>) {
         let mut next_look = Instant::now();
+        let mut gone = self.gone.clone();
         loop {
             let retry_at = self.retry.map_or(next_look, |retry| retry.at);
             let asked = tokio::select! {
@@ -252,6 +256,9 @@ impl Task {
             Some(retry) if !due => Some(retry),
             earlier => Some(Retry::after(earlier)),
         };
+        if self.is_over() {
+            return;
+        }
         let complaints = [unfit, failed].concat();
         for complaint in &complaints {
             if !self.complaints.contains(complaint) {
@@ -284,6 +291,10 @@ impl Task {
             if let Err(error) = self.unplug(link).await {
                 complaints.failed.push(chain(&error));
             }
+        }
+        // Its taps went with the VMM: nothing is to be made anew.
+        if self.is_over() {
+            return Ok(complaints);
         }
         self.left_out.retain(|(link, _)| scan.links.contains(link));
         for link in &scan.links {
@@ -375,6 +386,10 @@ impl Task {
         Ok(stay)
     }
 
+    fn is_over(&self) -> bool {
+        self.gone.borrow().is_some()
+    }
+
     async fn plug(&mut self, link: &Link) -> Result<(), FollowError> {
         let new = link.clone();
         let (nic, redirect) = self.blocking(move |netns| netns.attach(&new)).await?;
@@ -400,13 +415,12 @@ impl Task {
     }
 
     async fn unplug(&self, link: Carried) -> Result<(), FollowError> {
-        log::info!(
-            "network: link number {} or its redirect went",
-            link.pair.host
-        );
         let unplugged = self.nics.unplug(link.slot).await;
         self.detach(link.redirect).await?;
-        Ok(unplugged?)
+        unplugged?;
+        let number = link.pair.host;
+        log::info!("network: link number {number}, its redirect or its tap went");
+        Ok(())
     }
 
     async fn detach(&self, redirect: Option<Redirect>) -> Result<(), FollowError> {

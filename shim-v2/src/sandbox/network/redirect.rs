@@ -20,10 +20,34 @@ use crate::error::chain;
 const CLSACT: &str = "clsact";
 /// Its elder, for one direction. A link has one of the two at most.
 const INGRESS: &str = "ingress";
-/// Behind every filter that somebody else may have: they see the packets first.
-const PREFERENCE: u16 = 0xfff0;
-/// Packets of all protocols (`ETH_P_ALL`), in the byte order of the network.
-const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
+/// The preference of the redirect, and that it takes packets of all protocols. It is behind every
+/// filter that somebody else may have: they see the packets first.
+const REDIRECT: Place = (0xfff0, libc::ETH_P_ALL as u16);
+/// Packets that the namespace is to see besides the guest: whoever obtained a link's addresses
+/// there renews them there. Answers of DHCP, which CNI's daemon reads from a socket that would
+/// only see what no filter has taken; and router advertisements (RFC 4861, 4.2), which the
+/// namespace's kernel reads.
+const SHARED: [(Place, &[Word]); 2] = [
+    (
+        (REDIRECT.0 - 2, libc::ETH_P_IP as u16),
+        // A header without options, UDP, to port 68.
+        &[
+            (0, 0x0f00_0000, 0x0500_0000),
+            (8, 0x00ff_0000, 0x0011_0000),
+            (20, 0x0000_ffff, 68),
+        ],
+    ),
+    (
+        (REDIRECT.0 - 1, libc::ETH_P_IPV6 as u16),
+        // ICMPv6 behind no other header, type 134.
+        &[(4, 0x0000_ff00, 58 << 8), (40, 0xff00_0000, 134 << 24)],
+    ),
+];
+
+/// The preference of a filter, and of which protocol its packets are (`ETH_P_*`).
+type Place = (u16, u16);
+/// A word of a packet: its offset in bytes from the network header, a mask, and what it leaves.
+type Word = (i32, u32, u32);
 
 /// What was added to a link, or is about to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +81,7 @@ pub fn plan(filtered: &[u32], link: u32) -> Redirect {
 /// Whether a filter of ours is on `link`. Somebody may have removed it, and it is gone from a link
 /// that left the namespace, though it may have come back.
 pub fn is_on(netlink: &mut Netlink, link: u32) -> Result<bool, NetlinkError> {
-    let ours = RouteNetlinkMessage::GetTrafficFilter(filter(link, None));
+    let ours = RouteNetlinkMessage::GetTrafficFilter(filter(link, REDIRECT, None));
     Ok(!netlink.list(&ours)?.is_empty())
 }
 
@@ -87,19 +111,33 @@ impl Redirect {
 
     fn add_filter(self, netlink: &mut Netlink, target: u32) -> Result<(), NetlinkError> {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
-        let filter = |options| filter(self.link, Some(options));
+        let filter = |options| filter(self.link, REDIRECT, Some(options));
         let matchall = filter(matchall(target));
         match netlink.change(flags, RouteNetlinkMessage::NewTrafficFilter(matchall)) {
             // A kernel without it.
             Err(error) if error.errno() == Some(ENOENT) => {
-                let u32 = filter(u32(target));
+                // One key that any packet has: no bit of the first word is looked at.
+                let u32 = filter(u32(&[(0, 0, 0)], redirect_to(target)));
                 netlink.change(flags, RouteNetlinkMessage::NewTrafficFilter(u32))
             }
             result => result,
         }
     }
 
-    /// Takes away what [`Redirect::add`] added, if it is there. Without our filter it is not, and a
+    /// Lets the namespace see some packets, too, that [`Redirect::add`] sends out by `target`.
+    pub fn share(self, netlink: &mut Netlink, target: u32) {
+        for (place, words) in SHARED {
+            let filter = filter(self.link, place, Some(u32(words, copy_to(target))));
+            let request = RouteNetlinkMessage::NewTrafficFilter(filter);
+            // As without cls_u32. The pod has all it needs for now.
+            if let Err(error) = netlink.change(NLM_F_CREATE | NLM_F_EXCL, request) {
+                let (link, error) = (self.link, chain(&error));
+                log::warn!("DHCP or router advertisements end at link number {link}: {error}");
+            }
+        }
+    }
+
+    /// Takes away what [`Redirect::add`] and [`Redirect::share`] added, if it is there. Without our filter it is not, and a
     /// queueing discipline is somebody else's by now.
     pub fn remove(self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
         match is_on(netlink, self.link)? {
@@ -109,16 +147,22 @@ impl Redirect {
     }
 
     fn take_away(self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
-        let request = if self.own_qdisc {
-            RouteNetlinkMessage::DelQueueDiscipline(qdisc(self.link))
+        let places = SHARED.iter().map(|(place, _)| *place).chain([REDIRECT]);
+        let requests: Vec<_> = if self.own_qdisc {
+            vec![RouteNetlinkMessage::DelQueueDiscipline(qdisc(self.link))]
         } else {
-            RouteNetlinkMessage::DelTrafficFilter(filter(self.link, None))
+            let filters = places.map(|place| filter(self.link, place, None));
+            filters.map(RouteNetlinkMessage::DelTrafficFilter).collect()
         };
-        match netlink.change(0, request) {
-            // No such discipline, filter or link: it went with the link, or was never added.
-            Err(error) if matches!(error.errno(), Some(ENOENT | EINVAL | ENODEV)) => Ok(()),
-            result => result,
+        let mut removed = Ok(());
+        for request in requests {
+            removed = removed.and(match netlink.change(0, request) {
+                // No such discipline, filter or link: it went with the link, or was never added.
+                Err(error) if matches!(error.errno(), Some(ENOENT | EINVAL | ENODEV)) => Ok(()),
+                result => result,
+            });
         }
+        removed
     }
 }
 
@@ -147,14 +191,19 @@ fn qdisc(link: u32) -> TcMessage {
     message
 }
 
-/// Our filter; to be found or removed it needs no options.
-fn filter(link: u32, kind: Option<(&'static str, Vec<TcOption>)>) -> TcMessage {
+/// A filter of ours; to be found or removed it needs no options.
+fn filter(
+    link: u32,
+    (preference, protocol): Place,
+    kind: Option<(&'static str, Vec<TcOption>)>,
+) -> TcMessage {
     let mut message = TcMessage::with_index(index(link));
     message.header.parent = TcHandle {
         major: TcHandle::CLSACT.major,
         minor: TcHandle::MIN_INGRESS,
     };
-    message.header.info = u32::from(PREFERENCE) << 16 | u32::from(ALL_PROTOCOLS);
+    // In the byte order of the network.
+    message.header.info = u32::from(preference) << 16 | u32::from(protocol.to_be());
     if let Some((kind, options)) = kind {
         message.attributes = vec![
             TcAttribute::Kind(kind.to_owned()),
@@ -169,23 +218,40 @@ fn matchall(target: u32) -> (&'static str, Vec<TcOption>) {
     (TcFilterMatchAll::KIND, vec![TcOption::MatchAll(action)])
 }
 
-fn u32(target: u32) -> (&'static str, Vec<TcOption>) {
-    // One key that any packet has: no bit of the first word is looked at.
+fn u32(words: &[Word], action: TcAction) -> (&'static str, Vec<TcOption>) {
+    let keys = words.iter().map(|(offset, mask, value)| {
+        let mut key = TcU32Key::default();
+        (key.off, key.mask, key.val) = (*offset, *mask, *value);
+        key
+    });
     let mut selector = TcU32Selector::default();
     selector.flags = TcU32SelectorFlags::Terminal;
-    selector.nkeys = 1;
-    selector.keys = vec![TcU32Key::default()];
+    selector.keys = keys.collect();
+    selector.nkeys = selector.keys.len() as u8;
     let options = vec![
         TcOption::U32(TcFilterU32Option::Selector(selector)),
-        TcOption::U32(TcFilterU32Option::Action(vec![redirect_to(target)])),
+        TcOption::U32(TcFilterU32Option::Action(vec![action])),
     ];
     (TcFilterU32::KIND, options)
 }
 
 fn redirect_to(target: u32) -> TcAction {
+    mirred(
+        TcMirrorActionType::EgressRedir,
+        TcActionType::Stolen,
+        target,
+    )
+}
+
+/// The packet itself goes its way.
+fn copy_to(target: u32) -> TcAction {
+    mirred(TcMirrorActionType::EgressMirror, TcActionType::Ok, target)
+}
+
+fn mirred(what: TcMirrorActionType, then: TcActionType, target: u32) -> TcAction {
     let mut parameters = TcMirror::default();
-    parameters.generic.action = TcActionType::Stolen;
-    parameters.eaction = TcMirrorActionType::EgressRedir;
+    parameters.generic.action = then;
+    parameters.eaction = what;
     parameters.ifindex = target;
     let option = TcActionOption::Mirror(TcActionMirrorOption::Parms(parameters));
     let mut action = TcAction::default();
