@@ -17,9 +17,9 @@ pub fn exits() -> u64 {
     exits.trim().parse().expect("a number")
 }
 
-/// Milliseconds that the CPU was in a guest during `work`, by the times of KVM's tracepoints.
-/// (A process's `guest_time` is counted in ticks of 4 ms.)
-pub fn guest_ms(work: &dyn Fn()) -> f64 {
+/// Milliseconds that the CPU was in a guest during `work`, by the times of KVM's tracepoints, and
+/// what `work` gave. (A process's `guest_time` is counted in ticks of 4 ms.)
+pub fn guest_ms<T>(work: impl FnOnce() -> T) -> (f64, T) {
     mounted("tracefs", TRACEFS, "events");
     let write = |file: &str, text: &str| {
         fs::write(format!("{TRACEFS}/{file}"), text)
@@ -29,10 +29,10 @@ pub fn guest_ms(work: &dyn Fn()) -> f64 {
     write("buffer_size_kb", "32768");
     write("trace", "");
     events.iter().for_each(|event| write(event, "1"));
-    work();
+    let result = work();
     events.iter().for_each(|event| write(event, "0"));
     let trace = fs::read_to_string(format!("{TRACEFS}/trace")).expect("a trace");
-    in_guest_ms(&trace)
+    (in_guest_ms(&trace), result)
 }
 
 /// The sum from each entry to the exit after it. On the node's one CPU they alternate, but for

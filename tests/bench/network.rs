@@ -1,30 +1,25 @@
 //! (i) What a byte, a datagram and a ping cost between the node and a container behind a veth,
 //! and how long a link takes to reach a running guest.
 
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream, UdpSocket};
+use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use husk_tests::network::{Namespace, echo_datagrams, node, serve, told};
+use husk_tests::network::{Namespace, node, told};
 use husk_tests::{Runtime, Task, process};
+use serde_json::Value;
 
-use crate::{Report, as_f64, kvm, median, milliseconds, network_vmm};
+use crate::{Report, kvm, median, milliseconds, network_vmm};
 
 /// Measurements of each kind under each runtime, taken in turns.
 pub const RUNS: usize = 3;
-/// MiB of a long transfer; the short one is empty, so that the connection cancels out.
-pub const MIB: usize = 16;
-/// Datagrams sent, each after the answer to the one before.
-const DATAGRAMS: usize = 100;
 /// What fits an Ethernet frame.
-const DATAGRAM: usize = 1472;
-/// Ports of the servers.
-pub const SINK: u16 = 7001;
-const SOURCE: u16 = 7002;
-const ECHO: u16 = 7003;
+const DATAGRAM: &str = "1472";
+/// Bits a second, few enough that the CPU is idle most of the time: what a flood drops is no part
+/// of the cost, and KVM has less reason to poll for a halted guest, which would count as work.
+const RATE: &str = "20M";
 
-/// A container behind a veth of its own, with servers.
+/// A container behind a veth of its own, with a server.
 struct Server {
     task: Task,
     address: &'static str,
@@ -37,40 +32,41 @@ pub fn measure(report: &mut Report) {
         Server::new(Runtime::Husk, "bench-husk", "10.77.2.1/24", "10.77.2.2"),
     ];
     let [theirs, ours] = servers.each_ref();
-    type Transfer = fn(&str, usize);
-    let transfers: [(&str, &str, &str, Transfer); 2] = [
+    let transfers: [(&str, &str, &str, &[&str]); 2] = [
         (
             "tcp_ratio_runc",
             "tcp_host_ratio_runc",
             "one MiB of TCP to the container",
-            send,
+            &[],
         ),
         (
             "tcp_out_ratio_runc",
             "tcp_out_host_ratio_runc",
             "one MiB of TCP from the container",
-            receive,
+            &["--reverse"],
         ),
     ];
-    for (key, host_key, what, transfer) in transfers {
+    for (key, host_key, what, flags) in transfers {
         println!("\n{what}, and what of it the host does");
-        let cost = |server: &&Server, measure: fn(&dyn Fn()) -> f64| {
-            one_mib(|mib| measure(&|| transfer(server.address, mib)))
-        };
         let [our_ms, their_ms] =
             report.in_turns(key, RUNS, ("husk", ours), ("runc", theirs), |server| {
-                cost(server, elapsed_ms)
+                tcp(server.address, flags).mib_ms()
             });
-        let host_ms = our_ms - cost(&ours, kvm::guest_ms);
-        let own = ("husk, but for the guest", host_ms);
+        let (guest_ms, transfer) = kvm::guest_ms(|| tcp(ours.address, flags));
+        let own = ("husk, but for the guest", our_ms - guest_ms / transfer.mib);
         report.ratio(host_key, own, ("runc", their_ms));
     }
     type Cost = fn(&Server) -> f64;
-    let kinds: [(&str, &str, Cost); 2] = [
+    let kinds: [(&str, &str, Cost); 3] = [
         (
             "udp_ratio_runc",
-            "a datagram of 1472 bytes and its answer",
-            Server::echoes,
+            "a datagram of 1472 bytes to the container",
+            |server| server.datagram(&[]),
+        ),
+        (
+            "udp_out_ratio_runc",
+            "a datagram of 1472 bytes from the container",
+            |server| server.datagram(&["--reverse"]),
         ),
         ("ping_ratio_runc", "a ping and its answer", Server::ping),
     ];
@@ -131,42 +127,26 @@ impl Server {
         );
         let namespace = Namespace::new(name, &add);
         let task = namespace.run_beside_the_nodes_programs(runtime);
-        let server = Self {
+        // Of what it sees there only /dev is its own.
+        told(&task, &serve("chroot /node /usr/bin/iperf3"));
+        Self {
             task,
             address,
             _namespace: namespace,
-        };
-        let listen = |port: u16, answer: &str| {
-            let program = format!(
-                "socket(S, PF_INET, SOCK_STREAM, 0); bind(S, sockaddr_in({port}, INADDR_ANY));
-                 listen(S, 8); while (accept(C, S)) {{ {answer}; close(C) }}"
-            );
-            serve(&server.task, &program);
-        };
-        listen(SINK, "while (sysread(C, $data, 65536)) {}");
-        // As many MiB as the first byte says.
-        listen(
-            SOURCE,
-            "sysread(C, $data, 1); $mib = \"x\" x 1048576; syswrite(C, $mib) for 1 .. ord($data)",
-        );
-        echo_datagrams(&server.task, ECHO);
-        server
+        }
     }
 
-    /// Milliseconds of a datagram and its answer.
-    fn echoes(&self) -> f64 {
-        let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
-        socket.connect((self.address, ECHO)).expect("a route");
-        let wait = Some(Duration::from_secs(10));
-        socket.set_read_timeout(wait).expect("a timeout");
-        let (sent, mut answer) = ([7; DATAGRAM], [0; DATAGRAM]);
-        let start = Instant::now();
-        for _ in 0..DATAGRAMS {
-            socket.send(&sent).expect("a datagram");
-            let length = socket.recv(&mut answer).expect("an answer");
-            assert_eq!(length, DATAGRAM);
-        }
-        milliseconds(start) / as_f64(DATAGRAMS as u64)
+    /// Milliseconds of work for a datagram that arrives. Between two the sender sleeps.
+    fn datagram(&self, flags: &[&str]) -> f64 {
+        let udp = ["--udp", "--bitrate", RATE, "--length", DATAGRAM];
+        // The longer test less the shorter one: what they have in common cancels out.
+        let [short, long] = ["1", "3"].map(|seconds| {
+            let before = busy_ms();
+            let received = iperf3(self.address, seconds, &[&udp, flags].concat());
+            let [sent, lost] = ["packets", "lost_packets"].map(|key| number(&received, key));
+            (busy_ms() - before, sent - lost)
+        });
+        (long.0 - short.0) / (long.1 - short.1)
     }
 
     /// The mean round trip of a ping in milliseconds.
@@ -194,47 +174,57 @@ impl Server {
     }
 }
 
-fn connect(address: &str, port: u16) -> TcpStream {
-    let deadline = Instant::now() + process::DEADLINE;
-    loop {
-        match TcpStream::connect((address, port)) {
-            Ok(stream) => return stream,
-            Err(error) => assert!(Instant::now() < deadline, "{error}"),
-        }
+/// A script that starts iperf3's server in the background and waits until it listens. Each
+/// stream's buffer is a temporary file that is mapped.
+pub fn serve(iperf3: &str) -> String {
+    format!(
+        "mkdir -p /dev/shm; said=/dev/shm/said
+         TMPDIR=/dev/shm {iperf3} --server --forceflush >$said 2>&1 &
+         until grep -q listening $said; do usleep 10000; done"
+    )
+}
+
+/// What arrived of a transfer.
+pub struct Transfer {
+    mib: f64,
+    seconds: f64,
+}
+
+impl Transfer {
+    pub fn mib_ms(&self) -> f64 {
+        self.seconds * 1000.0 / self.mib
     }
 }
 
-/// Sends so many MiB, and sees that they were read.
-pub fn send(address: &str, mib: usize) {
-    let mut stream = connect(address, SINK);
-    let piece = vec![b'x'; 1 << 20];
-    for _ in 0..mib {
-        stream.write_all(&piece).expect("the server reads");
+/// Transfers for a second, all of which is work. (With a number of bytes instead, iperf3 3.18
+/// spins from the last one to the end of its interval.)
+pub fn tcp(address: &str, flags: &[&str]) -> Transfer {
+    let received = iperf3(address, "1", flags);
+    Transfer {
+        mib: number(&received, "bytes") / f64::from(1 << 20),
+        seconds: number(&received, "seconds"),
     }
-    stream.shutdown(Shutdown::Write).expect("the server reads");
-    let rest = stream.read(&mut [0]).expect("the server closes");
-    assert_eq!(rest, 0);
 }
 
-/// Receives so many MiB.
-fn receive(address: &str, mib: usize) {
-    let mut stream = connect(address, SOURCE);
-    let mut received = Vec::with_capacity(mib << 20);
-    let count = u8::try_from(mib).expect("a byte");
-    stream.write_all(&[count]).expect("the server reads");
-    stream
-        .read_to_end(&mut received)
-        .expect("the server writes");
-    assert_eq!(received.len(), mib << 20);
+/// What iperf3's receiver tells of a test.
+fn iperf3(address: &str, seconds: &str, flags: &[&str]) -> Value {
+    let mut iperf3 = Command::new("iperf3");
+    iperf3.args(["--json", "--interval", "0", "--client", address]);
+    iperf3.args(["--time", seconds]).args(flags);
+    let said = process::run(iperf3).succeeded().text();
+    let mut said: Value = serde_json::from_str(&said).expect("JSON of iperf3");
+    said["end"]["sum_received"].take()
 }
 
-pub fn elapsed_ms(work: &dyn Fn()) -> f64 {
-    let start = Instant::now();
-    work();
-    milliseconds(start)
+fn number(received: &Value, key: &str) -> f64 {
+    let number = received[key].as_f64();
+    number.unwrap_or_else(|| panic!("no {key} in {received}"))
 }
 
-/// What one MiB more takes, by what a transfer of so many takes.
-pub fn one_mib(takes: impl Fn(usize) -> f64) -> f64 {
-    (takes(MIB) - takes(0)) / as_f64(MIB as u64)
+/// Milliseconds so far in which the node's one CPU ran tasks (Linux: scheduler/sched-stats).
+fn busy_ms() -> f64 {
+    let stat = fs::read_to_string("/proc/schedstat").expect("the scheduler's statistics");
+    let cpu = stat.lines().find_map(|line| line.strip_prefix("cpu0 "));
+    let running_ns = cpu.and_then(|cpu| cpu.split(' ').nth(6)?.parse::<f64>().ok());
+    running_ns.unwrap_or_else(|| panic!("{stat}")) / 1e6
 }

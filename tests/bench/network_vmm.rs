@@ -7,11 +7,11 @@ use husk_tests::network::node;
 use husk_tests::{Running, Vm};
 use serde_json::json;
 
-use crate::network::{MIB, RUNS, SINK, elapsed_ms, one_mib, send};
+use crate::network::{RUNS, serve, tcp};
 use crate::{Report, as_f64, boot, kvm};
 
-/// What the guest prints when its link is up.
-const MARK: &str = "link is up";
+/// What the guest prints when it serves.
+const MARK: &str = "iperf3 listens";
 /// The guest's address on its link.
 const MAC: &str = "02:00:00:00:00:02";
 
@@ -46,7 +46,7 @@ pub fn measure(report: &mut Report) {
     println!("\none MiB of TCP to a machine behind a tap");
     let (husk, qemu) = (("husk-vmm", &ours), ("QEMU microvm", &theirs));
     report.in_turns("tcp_ratio_qemu", RUNS, husk, qemu, |machine| {
-        one_mib(|mib| elapsed_ms(&|| send(machine.address, mib)))
+        tcp(machine.address, &[]).mib_ms()
     });
     for (key, machine, what) in [
         ("net_exits_per_packet_qemu", &theirs, "QEMU microvm"),
@@ -68,9 +68,11 @@ impl Machine {
             "ip tuntap add dev {tap} mode tap; ip addr add {node_address} dev {tap}; ip link set {tap} up"
         ));
         let mut files = Vm::running(&format!(
-            "ip addr add {address}/24 dev eth0; ip link set eth0 up; echo {MARK}
-             exec nc -ll -p {SINK} -e dd of=/dev/null bs=65536 status=none"
+            "ip addr add {address}/24 dev eth0; ip link set eth0 up; {}
+             echo {MARK}; wait",
+            serve("/usr/bin/iperf3")
         ));
+        add_iperf3(&files);
         let mut running = Running::start(command(&mut files, tap));
         running.wait_for(MARK);
         Self {
@@ -86,7 +88,7 @@ impl Machine {
     fn exits_per_packet(&self) -> f64 {
         let counts = || (kvm::exits(), self.packets("rx") + self.packets("tx"));
         let before = counts();
-        send(self.address, MIB);
+        tcp(self.address, &[]);
         let after = counts();
         as_f64(after.0 - before.0) / as_f64(after.1 - before.1)
     }
@@ -102,4 +104,16 @@ impl Drop for Machine {
     fn drop(&mut self) {
         node(&format!("ip link del {}", self.tap));
     }
+}
+
+/// Packs the node's iperf3 and the libraries it links to into a second archive, after the first.
+fn add_iperf3(files: &Vm) {
+    let (tree, initramfs) = (files.path("iperf3"), files.initramfs());
+    node(&format!(
+        "mkdir {tree}; cd {tree}
+         cp -L --parents /usr/bin/iperf3 $(ldd /usr/bin/iperf3 | grep -o '/[^ ]*') .
+         find . | cpio --create --format=newc --quiet >>{}",
+        initramfs.display(),
+        tree = tree.display()
+    ));
 }
