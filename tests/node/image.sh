@@ -42,6 +42,8 @@ packages=$(grep -v '^#' "$here/packages" | xargs | tr ' ' ',')
 # An older debootstrap may not know the suite by name; sid's recipe fits them all.
 script=/usr/share/debootstrap/scripts/$suite
 [ -e "$script" ] || script=/usr/share/debootstrap/scripts/sid
+# Before its reader and its writer, which start at the same time.
+: >"$work/debootstrap.log"
 debootstrap --variant=minbase --include="$packages" "$suite" "$tree" "$mirror" "$script" \
     >"$work/debootstrap.log" 2>&1 &
 installer=$!
