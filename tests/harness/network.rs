@@ -141,7 +141,8 @@ impl Namespace {
     #[track_caller]
     pub fn whole(&self) -> String {
         let mut ip = Command::new("sh");
-        let script = "ip -d addr; ip -d route show table all; ip -d rule; ip -d -6 rule; ip neigh show proxy; \
+        // A bridge tells its timers, too.
+        let script = "ip -d addr | sed \"s/[a-z_]*_timer *[0-9.]*//g\"; ip -d route show table all; ip -d rule; ip -d -6 rule; ip neigh show proxy; \
              ip neigh show nud permanent; tc qdisc; for l in /sys/class/net/*; do for d in ingress egress; do tc filter show dev ${l##*/} $d; done; done";
         ip.args(["-c", &format!("ip netns exec {} sh -c '{script}'", self.0)]);
         process::run(ip).text()
