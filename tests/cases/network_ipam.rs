@@ -259,10 +259,13 @@ fn a_network_that_a_router_advertises_while_the_pod_runs_is_the_guests() {
             &format!("until ip -6 addr | grep -q {network}; do sleep 0.2; done"),
         );
     }
-    // Lifetimes are told by what is left of them, all else is the same.
+    // Lifetimes are told by what is left of them (a route's is the namespace's to watch), all else
+    // is the same.
     let but_for_time = |dump: Vec<String>| {
         let words = dump.into_iter().map(|line| {
-            let words = line.split(' ').filter(|word| !word.ends_with("sec"));
+            let words = line
+                .split(' ')
+                .filter(|word| !word.ends_with("sec") && *word != "expires");
             words.collect::<Vec<_>>().join(" ")
         });
         words.collect::<Vec<_>>()
