@@ -101,6 +101,75 @@ fn changes_of_a_running_pods_network_reach_it() {
 }
 
 #[test]
+fn each_property_that_is_changed_while_a_pod_runs_reaches_it() {
+    let _node = Node::enter();
+    let add = "ip link add each-far type veth peer name eth0 netns each; ip link set each-far up
+        ip addr add 10.77.0.1/24 dev each-far; ip addr add fd77::1/64 dev each-far nodad
+        n addr add 10.77.0.2/24 dev eth0; n addr add fd77::2/64 dev eth0 nodad; n link set eth0 up";
+    let namespace = Namespace::new("each", add);
+    let task = namespace.run();
+    for (change, then) in [
+        ("link set eth0 alias x txqueuelen 77", "qlen 77 alias x"),
+        ("link set eth0 alias ''", "qlen 77 <"),
+        (
+            "link set eth0 promisc on allmulticast on",
+            "ALLMULTI,PROMISC",
+        ),
+        (
+            "link set eth0 promisc off allmulticast off",
+            "<BROADCAST,MULTICAST,UP>",
+        ),
+        (
+            "link set eth0 arp off multicast off",
+            "<BROADCAST,NOARP,UP>",
+        ),
+        (
+            "link set eth0 arp on multicast on",
+            "<BROADCAST,MULTICAST,UP>",
+        ),
+        // Of rules with one preference the first counts.
+        ("rule add uidrange 5-6 lookup 100 prio 600", "uidrange 5-6"),
+        ("rule add oif eth0 lookup 100 prio 600", "oif eth0"),
+        ("rule add iif eth0 lookup 100 prio 600", "iif eth0"),
+        ("rule del oif eth0 lookup 100 prio 600", "iif eth0"),
+        ("rule add oif eth0 lookup 100 prio 600", "oif eth0"),
+        (
+            "route add 10.95.0.0/16 nexthop via 10.77.0.1 weight 3 nexthop via 10.77.0.9 weight 5",
+            "weight 5",
+        ),
+        (
+            "route replace 10.95.0.0/16 nexthop via 10.77.0.1 weight 1 nexthop via 10.77.0.8 weight 9",
+            "via 10.77.0.8 dev eth0 weight 9",
+        ),
+        ("route add 10.96.0.0/16 via 10.77.0.1 mtu 1300", "mtu 1300"),
+        (
+            "route replace 10.96.0.0/16 via 10.77.0.1 mtu 1200",
+            "mtu 1200",
+        ),
+        (
+            "-6 route add fd95::/64 nexthop via fd77::1 weight 2 nexthop via fd77::9 weight 4",
+            "nexthop via fd77::9 dev eth0 weight 4",
+        ),
+        (
+            "-6 route append fd95::/64 via fd77::8",
+            "nexthop via fd77::8",
+        ),
+        ("-6 route del fd95::/64 via fd77::9", "nexthop via fd77::8"),
+        (
+            "addr add 10.77.0.3/24 brd + dev eth0",
+            "10.77.0.3/24 brd 10.77.0.255",
+        ),
+    ] {
+        node(&format!("ip -n each {change}"));
+        has(&same(&task, &namespace.path()), then);
+    }
+    for address in ["10.77.0.1", "fd77::1"] {
+        told(&task, &format!("ping -c 1 -W 20 {address}"));
+    }
+    task.destroy();
+}
+
+#[test]
 fn links_of_a_running_pod_come_and_go() {
     let _node = Node::enter();
     let add = "ip link add come-far type veth peer name eth0 netns come; ip link set come-far up
