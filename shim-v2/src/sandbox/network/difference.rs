@@ -33,9 +33,9 @@ pub struct Item {
     pub add: Vec<u8>,
     /// The request that takes it away. Two with the same one are the same thing.
     pub remove: Vec<u8>,
-    /// It ends by itself in the pod's namespace, where the routers' advertisements that would
-    /// renew it do not arrive any more: the guest gets them. Once given, it is the guest's own.
-    pub ages: bool,
+    /// When the end of its life was set, as the pod's kernel tells it: until it is set anew the
+    /// guest's copy comes nearer to it by itself. `None` for what has no end.
+    pub renewed: Option<u32>,
 }
 
 /// The kinds of things.
@@ -109,7 +109,7 @@ impl Item {
             kind,
             add: packet(NLM_F_ACK | flags, 1, add),
             remove: packet(NLM_F_ACK, 1, remove),
-            ages: false,
+            renewed: None,
         }
     }
 
@@ -125,14 +125,20 @@ impl Item {
             },
             add: to(&parameter.value).into_bytes(),
             remove: to(parameter.default).into_bytes(),
-            ages: false,
+            renewed: None,
         }
     }
 
-    /// The same, and it `ages`.
+    /// The same with the end of a life that was set then.
     #[must_use]
-    pub fn aging(self, ages: bool) -> Self {
-        Self { ages, ..self }
+    pub fn renewed(self, renewed: Option<u32>) -> Self {
+        Self { renewed, ..self }
+    }
+
+    /// Whether who was given `earlier` has it.
+    fn is_still(&self, earlier: &Self) -> bool {
+        let only_older = self.renewed.is_some() && self.renewed == earlier.renewed;
+        self.add == earlier.add || only_older
     }
 
     /// Whether a kernel takes it away, or sets it anew, with what is `swept`.
@@ -211,7 +217,7 @@ impl Difference {
         let misplaced = misplaced(given, wanted);
         let stays = |item: &Item| {
             let name = &item.remove[..];
-            item.ages || after.contains(name) && !misplaced.contains(name)
+            after.contains(name) && !misplaced.contains(name)
         };
         let mut swept = Swept::Nothing;
         let mut difference = Self::default();
@@ -226,7 +232,7 @@ impl Difference {
         for (number, item) in wanted.iter().enumerate() {
             let earlier = before.get(&item.remove[..]).filter(|item| stays(item));
             let effect = match earlier {
-                Some(earlier) if earlier.add == item.add || item.ages => Effect::Again(number),
+                Some(earlier) if item.is_still(earlier) => Effect::Again(number),
                 Some(_) => Effect::Change(number),
                 None => Effect::Add(number),
             };
@@ -265,7 +271,7 @@ impl Difference {
 fn misplaced<'a>(given: &'a [Item], wanted: &'a [Item]) -> HashSet<&'a [u8]> {
     let lists = |items: &'a [Item]| {
         let mut lists: HashMap<AddressList, Vec<&[u8]>> = HashMap::new();
-        for item in items.iter().filter(|item| !item.ages) {
+        for item in items.iter().filter(|item| item.renewed.is_none()) {
             if let Kind::Address(list) = item.kind {
                 lists.entry(list).or_default().push(&item.remove);
             }
@@ -378,15 +384,13 @@ pub fn outcome(
             complaints.push(complaint(&step.change, refusal));
         }
     }
-    // What was refused to change is there as before, and what ages is not taken away.
+    // What was refused to change is there as before.
     let changes = steps.iter().filter_map(|step| match step.effect {
         Effect::Change(number) => Some(number),
         _ => None,
     });
     let unchanged: HashSet<usize> = changes.filter(|number| missing.contains(number)).collect();
-    let names: HashSet<&[u8]> = wanted.iter().map(|item| &item.remove[..]).collect();
-    let aging = |item: &&Item| item.ages && !names.contains(&item.remove[..]);
-    let mut has: Vec<Item> = given.iter().filter(aging).cloned().collect();
+    let mut has = Vec::new();
     for (number, item) in wanted.into_iter().enumerate() {
         if unchanged.contains(&number) {
             let before = given.iter().find(|given| given.remove == item.remove);

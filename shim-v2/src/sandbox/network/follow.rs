@@ -292,12 +292,12 @@ impl Task {
                 complaints.failed.push(chain(&error));
             }
         }
-        // Its taps went with the VMM: nothing is to be made anew.
-        if self.is_over() {
-            return Ok(complaints);
-        }
         self.left_out.retain(|(link, _)| scan.links.contains(link));
         for link in &scan.links {
+            // Its taps went with the VMM: nothing is to be made anew.
+            if self.is_over() {
+                return Ok(complaints);
+            }
             let known = self.carried.iter().any(|old| old.pair.host == link.index);
             if known || self.left_out.iter().any(|(out, _)| out == link) {
                 continue;

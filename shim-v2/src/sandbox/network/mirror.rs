@@ -21,8 +21,7 @@ use netlink_packet_route::link::{
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteCacheInfo, RouteFlags, RouteMessage, RouteNextHopFlags,
-    RouteProtocol,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHopFlags,
 };
 use netlink_packet_route::rule::{RuleAttribute, RuleFlags, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -45,8 +44,6 @@ const ADDRESS_FLAGS: AddressFlags = AddressFlags::Homeaddress
 
 /// Attributes of a route that name no link: `RTA_METRICS`, `RTA_ENCAP_TYPE`, `RTA_ENCAP`.
 const AS_THEY_ARE: [u16; 3] = [libc::RTA_METRICS, 21, 22];
-/// A second of the kernel's times, on every architecture of ours (`USER_HZ`).
-const CLOCK_TICKS: i32 = 100;
 /// Smallest MTU with which a link has IPv6 (RFC 8200, 5).
 const IPV6_MIN_MTU: u32 = 1280;
 /// The numbers of the guest's VRFs are those in the pod's namespace and this bit: known before
@@ -262,7 +259,7 @@ impl Mirror<'_> {
         let mut wanted = address.clone();
         wanted.header.index = self.index(address.header.index)?;
         let mut flags = AddressFlags::from_bits_retain(address.header.flags.bits().into());
-        let mut ages = false;
+        let mut renewed = None;
         wanted.attributes.retain(|attribute| match attribute {
             AddressAttribute::Flags(all) => {
                 flags = *all;
@@ -270,8 +267,9 @@ impl Mirror<'_> {
             }
             // An end of its life that never comes.
             AddressAttribute::CacheInfo(life) => {
-                ages = life.ifa_valid != u32::MAX;
-                (life.ifa_preferred, life.ifa_valid) != (u32::MAX, u32::MAX)
+                let ends = (life.ifa_preferred, life.ifa_valid) != (u32::MAX, u32::MAX);
+                renewed = ends.then_some(life.tstamp);
+                ends
             }
             AddressAttribute::Address(_)
             | AddressAttribute::Local(_)
@@ -313,7 +311,7 @@ impl Mirror<'_> {
         let add = RouteNetlinkMessage::NewAddress(wanted);
         let flags = NLM_F_CREATE | NLM_F_REPLACE;
         let remove = RouteNetlinkMessage::DelAddress(known);
-        Some(Item::new(what, kind, (flags, add), remove).aging(ages))
+        Some(Item::new(what, kind, (flags, add), remove).renewed(renewed))
     }
 
     /// `None` for a route by a link that is not carried.
@@ -340,7 +338,6 @@ impl Mirror<'_> {
                 | RouteAttribute::Preference(_)
                 | RouteAttribute::Metrics(_)
                 | RouteAttribute::Priority(_)
-                | RouteAttribute::Realm(_)
                 | RouteAttribute::Table(_)
                 | RouteAttribute::EncapType(_)
                 | RouteAttribute::Encap(_) => attribute.clone(),
@@ -356,14 +353,9 @@ impl Mirror<'_> {
         }
         let what = format!("route {}", describe(route));
         let remove = RouteNetlinkMessage::DelRoute(wanted.clone());
-        let ages = route.header.protocol == RouteProtocol::Ra;
-        if ages {
-            let end = route.attributes.iter().find_map(expires);
-            wanted.attributes.extend(end);
-        }
         let add = RouteNetlinkMessage::NewRoute(wanted);
         let flags = NLM_F_CREATE | NLM_F_APPEND;
-        Some(Item::new(what, Kind::Route, (flags, add), remove).aging(ages))
+        Some(Item::new(what, Kind::Route, (flags, add), remove))
     }
 
     fn neighbour(&self, neighbour: &NeighbourMessage) -> Option<Item> {
@@ -422,16 +414,6 @@ fn has_gateway(route: &RouteMessage) -> bool {
         }
         other => is_gateway(other),
     })
-}
-
-/// The end of a route's life as it is told to a kernel, from how a kernel tells it: in seconds
-/// there, in hundredths here, negative if it is over and 0 if it never comes.
-fn expires(attribute: &RouteAttribute) -> Option<RouteAttribute> {
-    let RouteAttribute::CacheInfo(RouteCacheInfo { expires, .. }) = attribute else {
-        return None;
-    };
-    let seconds = expires.cast_signed() / CLOCK_TICKS;
-    (*expires != 0).then(|| RouteAttribute::Expires(seconds.max(1).cast_unsigned()))
 }
 
 /// As an operator would write it.

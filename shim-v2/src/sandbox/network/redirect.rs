@@ -1,5 +1,5 @@
 //! The redirects between a link and its tap: what arrives at one leaves by the other, before
-//! the namespace's own network stack sees it.
+//! the namespace's own network stack sees it, but for what they share.
 
 use libc::{EINVAL, ENODEV, ENOENT};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
@@ -30,11 +30,11 @@ const REDIRECT: Place = (0xfff0, libc::ETH_P_ALL as u16);
 const SHARED: [(Place, &[Word]); 2] = [
     (
         (REDIRECT.0 - 2, libc::ETH_P_IP as u16),
-        // A header without options, UDP, to port 68.
+        // A header without options, UDP, from port 67 to 68.
         &[
             (0, 0x0f00_0000, 0x0500_0000),
             (8, 0x00ff_0000, 0x0011_0000),
-            (20, 0x0000_ffff, 68),
+            (20, 0xffff_ffff, 67 << 16 | 68),
         ],
     ),
     (
@@ -137,32 +137,40 @@ impl Redirect {
         }
     }
 
-    /// Takes away what [`Redirect::add`] and [`Redirect::share`] added, if it is there. Without our filter it is not, and a
-    /// queueing discipline is somebody else's by now.
+    /// Takes away what [`Redirect::add`] and [`Redirect::share`] added, if it is there. Without our
+    /// redirect a queueing discipline is somebody else's by now.
     pub fn remove(self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
-        match is_on(netlink, self.link)? {
-            true => self.take_away(netlink),
-            false => Ok(()),
+        if is_on(netlink, self.link)? {
+            return self.take_away(netlink);
         }
+        let places = SHARED.map(|(place, _)| place);
+        self.take_filters(netlink, &places)
     }
 
     fn take_away(self, netlink: &mut Netlink) -> Result<(), NetlinkError> {
-        let places = SHARED.iter().map(|(place, _)| *place).chain([REDIRECT]);
-        let requests: Vec<_> = if self.own_qdisc {
-            vec![RouteNetlinkMessage::DelQueueDiscipline(qdisc(self.link))]
-        } else {
-            let filters = places.map(|place| filter(self.link, place, None));
-            filters.map(RouteNetlinkMessage::DelTrafficFilter).collect()
-        };
-        let mut removed = Ok(());
-        for request in requests {
-            removed = removed.and(match netlink.change(0, request) {
-                // No such discipline, filter or link: it went with the link, or was never added.
-                Err(error) if matches!(error.errno(), Some(ENOENT | EINVAL | ENODEV)) => Ok(()),
-                result => result,
-            });
+        if self.own_qdisc {
+            let qdisc = RouteNetlinkMessage::DelQueueDiscipline(qdisc(self.link));
+            return if_there(netlink.change(0, qdisc));
         }
-        removed
+        let [(answers, _), (routers, _)] = SHARED;
+        self.take_filters(netlink, &[answers, routers, REDIRECT])
+    }
+
+    fn take_filters(self, netlink: &mut Netlink, places: &[Place]) -> Result<(), NetlinkError> {
+        let mut taken = Ok(());
+        for place in places {
+            let filter = RouteNetlinkMessage::DelTrafficFilter(filter(self.link, *place, None));
+            taken = taken.and(if_there(netlink.change(0, filter)));
+        }
+        taken
+    }
+}
+
+/// A discipline, filter or link that is not there went with the link, or was never added.
+fn if_there(removed: Result<(), NetlinkError>) -> Result<(), NetlinkError> {
+    match removed {
+        Err(error) if matches!(error.errno(), Some(ENOENT | EINVAL | ENODEV)) => Ok(()),
+        removed => removed,
     }
 }
 

@@ -43,6 +43,10 @@ pub enum Backend {
     MacVtap,
 }
 
+/// What a link's other end decides.
+const STATES: LinkFlags = LinkFlags::Running
+    .union(LinkFlags::LowerUp)
+    .union(LinkFlags::Dormant);
 const IPVLAN_L3S: InfoIpVlan = InfoIpVlan::Mode(IpVlanMode::L3S);
 
 /// A link that the guest has, too.
@@ -183,8 +187,8 @@ fn carried(links: impl Iterator<Item = LinkMessage>) -> Scan {
             _ => {}
         }
         let controller = controller.filter(|_| link.vrf.is_none());
-        let problem =
-            unfit(message).or_else(|| controller.map(|index| format!("is a port of link {index}")));
+        let problem = unfit(message, &links)
+            .or_else(|| controller.map(|index| format!("is a port of link {index}")));
         match problem {
             None => scan.links.push(link),
             Some(problem) if up => {
@@ -206,7 +210,7 @@ impl Link {
             name: String::new(),
             mac: [0; 6],
             mtu: 0,
-            flags: message.header.flags,
+            flags: message.header.flags & !STATES,
             tx_queue_len: None,
             alias: None,
             vrf: None,
@@ -272,7 +276,7 @@ fn backend(message: &LinkMessage) -> Backend {
 }
 
 /// What is special about a link that no machine can be connected to.
-fn unfit(message: &LinkMessage) -> Option<String> {
+fn unfit(message: &LinkMessage, links: &[LinkMessage]) -> Option<String> {
     use InfoKind::{
         ErSpan, Geneve, GreTap, GreTap6, Ip6ErSpan, IpVlan, IpVtap, MacSec, MacVlan, MacVtap, Vlan,
         Vxlan,
@@ -291,7 +295,12 @@ fn unfit(message: &LinkMessage) -> Option<String> {
     }
     // What is for such a link arrives at another one, or for its namespace. Where that is this
     // one it is the guest's already, whose kernel would need a link like it.
-    let elsewhere = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::LinkNetNsId(_));
+    let elsewhere = |attribute: &LinkAttribute| match attribute {
+        LinkAttribute::LinkNetNsId(_) => true,
+        // Kernels before 5.18 do not tell the namespace of the one that it was made on.
+        LinkAttribute::Link(lower) => !links.iter().any(|link| link.header.index == *lower),
+        _ => false,
+    };
     match kind(message)? {
         kind @ (Vlan | MacVlan | MacVtap | IpVlan | IpVtap | MacSec | Vxlan | Geneve | GreTap
         | GreTap6 | ErSpan | Ip6ErSpan)

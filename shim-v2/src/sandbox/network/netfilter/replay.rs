@@ -61,7 +61,7 @@ pub fn items(messages: &[Message], index: impl Fn(u32) -> Option<u32>) -> Vec<It
             kind: Kind::Filters,
             add: transaction(make),
             remove: transaction(vec![destroy]),
-            ages: false,
+            renewed: None,
         }
     };
     let tables = messages.iter().filter(|message| message.kind == NEWTABLE);
