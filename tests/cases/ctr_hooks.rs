@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use husk_tests::containerd::Events;
-use husk_tests::network::told;
+use husk_tests::network::{told, vanished};
 use husk_tests::process;
 use husk_tests::rootfs::Rootfs;
 use husk_tests::{Node, Runtime, Task, ctr};
@@ -84,6 +84,7 @@ fn the_pods_network_is_made_by_a_hook_before_the_guest_boots() {
         assert_eq!(told(&task, has), expected, "{list}");
         told(&task, "ping -c 1 -W 20 10.77.0.1");
         task.destroy();
+        vanished("hook-far");
     }
 }
 

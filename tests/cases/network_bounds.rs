@@ -191,15 +191,16 @@ struct WithoutMatchall;
 impl WithoutMatchall {
     #[track_caller]
     fn new() -> Self {
+        let without = Self;
         node("modprobe -r cls_matchall; modprobe cls_u32
             for m in $(find /lib/modules -name 'cls_matchall.ko*'); do mount --bind /dev/null $m; done");
-        Self
+        without
     }
 }
 
 impl Drop for WithoutMatchall {
     fn drop(&mut self) {
-        node("umount $(find /lib/modules -name 'cls_matchall.ko*')");
+        node("umount $(find /lib/modules -name 'cls_matchall.ko*') || :");
     }
 }
 
@@ -216,7 +217,10 @@ fn without_matchall_u32_redirects() {
     let running = namespace.whole();
     assert!(running.contains("pref 65520 u32"), "{running}");
     assert!(!running.contains("matchall"), "{running}");
-    told(&task, "ping -c 1 10.77.0.1; ping -6 -c 1 fd77::1");
+    told(
+        &task,
+        "ping -c 1 -W 20 10.77.0.1 && ping -6 -c 1 -W 20 fd77::1",
+    );
     task.destroy();
     assert_eq!(namespace.whole(), before);
 }

@@ -4,6 +4,8 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use husk_tests::Node;
 use husk_tests::network::{Namespace, lines, node, same, told};
@@ -71,8 +73,11 @@ fn a_macvtap_is_the_machines_end_itself() {
     let before = namespace.whole();
     let task = namespace.run();
     same(&task, &namespace.path());
-    told(&task, "ping -c 1 10.77.0.1; ping -6 -c 1 fd77::1");
-    node("busybox ping -c 1 10.77.0.2 >&2; busybox ping -6 -c 1 fd77::2 >&2");
+    told(
+        &task,
+        "ping -c 1 -W 20 10.77.0.1 && ping -6 -c 1 -W 20 fd77::1",
+    );
+    node("busybox ping -c 1 -W 20 10.77.0.2 >&2; busybox ping -6 -c 1 -W 20 fd77::2 >&2");
     assert_eq!(namespace.whole(), before);
 
     // Segments that the machine leaves to the host to cut, and the other way round.
@@ -86,8 +91,11 @@ fn a_macvtap_is_the_machines_end_itself() {
         .collect();
     let mut stream = TcpStream::connect("10.77.0.2:7000").expect("a connection");
     stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+    stream
+        .set_write_timeout(Some(DEADLINE))
+        .expect("a deadline");
     let mut received = vec![0; sent.len()];
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let mut writer = stream.try_clone().expect("the stream");
         scope.spawn({
             let sent = &sent;
@@ -107,7 +115,7 @@ fn a_macvtap_is_the_machines_end_itself() {
     namespace.settle();
     same(&task, &namespace.path());
     node("ip addr add 10.77.1.1/24 dev direct-near");
-    told(&task, "ping -c 1 10.77.1.1");
+    told(&task, "ping -c 1 -W 20 10.77.1.1");
     assert_bare(&namespace);
     node("ip -n direct link del net1");
     let left = same(&task, &namespace.path());
@@ -151,11 +159,15 @@ fn a_tap_that_nobody_holds_is_used_itself() {
         };
         let before = count();
         namespace.told(&format!("arping -D -c 3 -I {tap} 10.78.{subnet}.2"));
-        assert!(
-            count() >= before + 3,
-            "{before} frames of the guest, then {}",
-            count()
-        );
+        let deadline = Instant::now() + DEADLINE;
+        while count() < before + 3 {
+            assert!(
+                Instant::now() < deadline,
+                "{before} frames of the guest, then {}",
+                count()
+            );
+            thread::sleep(Duration::from_millis(100));
+        }
     }
     node("ip -n free link del tap2");
     same(&task, &namespace.path());
@@ -177,13 +189,13 @@ fn a_tap_that_a_program_holds_is_carried_like_any_link() {
     let mut perl = Command::new("perl");
     perl.args(["-e", WIRE]);
     let _wire = Running::start(perl);
-    node("for i in $(seq 10); do busybox ping -c 1 -W 1 10.79.0.2 && exit; done; exit 1");
+    node("until busybox ping -c 1 -W 1 10.79.0.2 >&2; do :; done");
     namespace.settle();
     let before = namespace.whole();
     let task = namespace.run();
     same(&task, &namespace.path());
-    told(&task, "ping -c 3 10.79.0.1");
-    node("busybox ping -c 3 10.79.0.2 >&2");
+    told(&task, "ping -c 3 -W 20 10.79.0.1");
+    node("busybox ping -c 3 -W 20 10.79.0.2 >&2");
     assert!(
         namespace.whole().contains("husk"),
         "its frames go to the machine by a tap"
@@ -191,5 +203,5 @@ fn a_tap_that_a_program_holds_is_carried_like_any_link() {
     task.destroy();
     assert_eq!(lines(&before), lines(&namespace.whole()));
     // The namespace has its end again.
-    node("busybox ping -c 1 10.79.0.2 >&2");
+    node("busybox ping -c 1 -W 20 10.79.0.2 >&2");
 }

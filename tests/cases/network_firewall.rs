@@ -105,7 +105,7 @@ fn a_pod_is_reached_as_long_as_the_rules_for_its_addresses_are_there() {
     for chain in &chains {
         chain.del();
     }
-    node("! iptables-save | grep -e 10[.]94 -e 10[.]95; ! ip6tables-save | grep -e fd94 -e fd95");
+    node("! { iptables-save; ip6tables-save; } | grep -e 10[.]94 -e 10[.]95 -e fd94: -e fd95:");
 }
 
 #[test]

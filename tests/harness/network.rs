@@ -79,6 +79,21 @@ pub fn node(script: &str) {
     process::run(sh).succeeded();
 }
 
+/// How long it takes until a link of the node has gone.
+///
+/// # Panics
+/// If it is there after the deadline.
+#[track_caller]
+pub fn vanished(link: &str) -> Duration {
+    let link = Path::new("/sys/class/net").join(link);
+    let start = Instant::now();
+    while link.exists() {
+        assert!(start.elapsed() < DEADLINE, "{} stays", link.display());
+        thread::sleep(Duration::from_millis(5));
+    }
+    start.elapsed()
+}
+
 /// A network namespace with a name, made by hand. Gone when dropped.
 pub struct Namespace(&'static str);
 
