@@ -66,11 +66,11 @@ endif
 part:
 	$(call ON_NODE,--timeout $(LIMIT) --results $(CURDIR)/target/e2e/$(SUITE)/$(PART)) $(E2E) $(T)
 
-# What depends on containerd's version: enough to see that the other one works.
+# What depends on the versions of containerd and CNI's plugins: enough to see that the others work.
 FORKY = ctr_run::hello ctr_run::the_exit_code ctr_exec::an_exec_has_its_own \
 	ctr_signals::the_events_of_a_container ctr_signals::a_signal_ends \
 	ctr_stdin::what_goes_in ctr_stdin::lengths_around failures::a_killed_shim \
-	cri_sandbox_api::
+	cri_sandbox_api:: network_plugins::a_link_that_leads
 e2e-forky: build
 	$(MAKE) e2e SUITE=forky T='$(FORKY)'
 
