@@ -44,6 +44,15 @@ impl Drop for Bridge {
     }
 }
 
+/// Expects lines of a dump that begin so.
+#[track_caller]
+fn has(guest: &[String], beginnings: &[&str]) {
+    for given in beginnings {
+        let is_it = |line: &String| line.starts_with(given);
+        assert!(guest.iter().any(is_it), "{given}: {guest:#?}");
+    }
+}
+
 #[test]
 fn fixed_addresses_and_routes_and_a_loopback_by_plugin_are_the_guests() {
     let _node = Node::enter();
@@ -76,16 +85,16 @@ fn fixed_addresses_and_routes_and_a_loopback_by_plugin_are_the_guests() {
     let task = namespace.run();
     let guest = of_guest(&task);
     assert_eq!(guest, namespace.network());
-    for given in [
-        "eth0 inet 10.91.0.130/25",
-        "eth0 inet6 fd91:1::2/128",
-        "unicast default via 10.91.0.1 dev eth0",
-        "unicast 10.99.0.0/16 via 10.91.0.7 dev eth0",
-        "unicast fd99::/64 via fd91::7 dev eth0",
-    ] {
-        let is_it = |line: &String| line.starts_with(given);
-        assert!(guest.iter().any(is_it), "{given}: {guest:#?}");
-    }
+    has(
+        &guest,
+        &[
+            "eth0 inet 10.91.0.130/25",
+            "eth0 inet6 fd91:1::2/128",
+            "unicast default via 10.91.0.1 dev eth0",
+            "unicast 10.99.0.0/16 via 10.91.0.7 dev eth0",
+            "unicast fd99::/64 via fd91::7 dev eth0",
+        ],
+    );
     for address in ["10.91.0.1", "fd91::1", "127.0.0.1", "::1"] {
         told(&task, &format!("ping -c 1 -W 20 {address}"));
     }
@@ -178,15 +187,15 @@ fn the_address_and_routes_of_a_lease_are_the_guests() {
     let task = namespace.run();
     let guest = of_guest(&task);
     assert_eq!(guest, namespace.network());
-    for given in [
-        "eth0 inet 10.93.0.",
-        "net1 inet 10.93.0.",
-        "unicast default via 10.93.0.1 dev eth0",
-        "unicast 10.98.0.0/16 via 10.93.0.7 dev eth0",
-    ] {
-        let is_it = |line: &String| line.starts_with(given);
-        assert!(guest.iter().any(is_it), "{given}: {guest:#?}");
-    }
+    has(
+        &guest,
+        &[
+            "eth0 inet 10.93.0.",
+            "net1 inet 10.93.0.",
+            "unicast default via 10.93.0.1 dev eth0",
+            "unicast 10.98.0.0/16 via 10.93.0.7 dev eth0",
+        ],
+    );
     told(&task, "ping -c 1 -W 20 10.93.0.1");
     // One that the guest asks for itself is its own.
     told(&task, "udhcpc -i eth0 -nqf -t 30 -s /bin/true");
@@ -279,7 +288,6 @@ fn a_network_that_a_router_advertises_while_the_pod_runs_is_the_guests() {
         }
         assert!(Instant::now() < deadline, "{guest:#?}\nis not\n{host:#?}");
     };
-    let default = |line: &String| line.starts_with("unicast default via fe80::1 ");
-    assert!(guest.iter().any(default), "{guest:#?}");
+    has(&guest, &["unicast default via fe80::1 "]);
     task.destroy();
 }

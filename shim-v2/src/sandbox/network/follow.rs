@@ -277,10 +277,9 @@ impl Task {
             failed: Vec::new(),
         };
         let carried = std::mem::take(&mut self.carried);
-        let is_there = |host| scan.links.iter().any(|link| link.index == host);
         let is_kept = |link: &Carried| match link.redirect {
             Some(_) => redirected.contains(&link.pair.host),
-            None => is_there(link.pair.host),
+            None => scan.links.iter().any(|there| there.index == link.pair.host),
         };
         let (kept, lost) = carried.into_iter().partition(is_kept);
         self.carried = kept;

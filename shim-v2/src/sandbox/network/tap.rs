@@ -136,7 +136,7 @@ fn cannot_open(kind: &'static str, link: &Link, source: io::Error) -> NetworkErr
 pub fn advice_for_its_own(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EBUSY) => ": another program has just opened it",
-        _ => "",
+        _ => ": if it stays so, take it down or out of the namespace",
     }
 }
 
