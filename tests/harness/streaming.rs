@@ -168,6 +168,9 @@ fn connect(url: &str) -> Socket {
 fn message(socket: &mut Socket) -> Option<Vec<u8>> {
     match socket.read() {
         Ok(Message::Binary(bytes)) => Some(bytes.into()),
+        // Nothing of the stream follows (RFC 6455 5.5.1), but containerd may send a second one:
+        // it closes both at the end of the process and when it has read the answer to the first.
+        Ok(Message::Close(_)) => None,
         Ok(_) => Some(Vec::new()),
         Err(Error::Io(error)) if error.kind() == std::io::ErrorKind::WouldBlock => Some(Vec::new()),
         Err(Error::ConnectionClosed | Error::AlreadyClosed) => None,
