@@ -43,6 +43,7 @@ mod network_mtu;
 mod network_netfilter;
 mod network_plugins;
 mod network_port;
+mod network_stacked;
 mod network_transfer;
 mod refusals;
 mod replay;

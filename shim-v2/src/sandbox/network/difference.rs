@@ -41,8 +41,8 @@ pub struct Item {
 /// The kinds of things.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A VRF.
-    Vrf,
+    /// A link that the guest makes itself.
+    Made,
     /// The settings of a link.
     Link {
         /// Its number in the guest.
@@ -145,7 +145,8 @@ impl Item {
     fn is_swept(&self, swept: Swept) -> bool {
         match self.kind {
             Kind::Address(_) | Kind::Route | Kind::Neighbour => swept != Swept::Nothing,
-            Kind::Parameter { of_link, .. } => of_link && swept == Swept::Everything,
+            Kind::Parameter { of_link, .. } => of_link && swept >= Swept::Parameters,
+            Kind::Made | Kind::Link { .. } | Kind::Port | Kind::Up => swept == Swept::Links,
             _ => false,
         }
     }
@@ -160,9 +161,8 @@ impl Item {
     /// What its end takes away.
     fn sweeps(&self) -> Swept {
         match self.kind {
-            Kind::Vrf | Kind::Link { .. } | Kind::Parameter { spreads: true, .. } => {
-                Swept::Everything
-            }
+            Kind::Made => Swept::Links,
+            Kind::Link { .. } | Kind::Parameter { spreads: true, .. } => Swept::Parameters,
             Kind::Port | Kind::Up | Kind::Address(_) => Swept::Addresses,
             _ => Swept::Nothing,
         }
@@ -176,7 +176,9 @@ enum Swept {
     /// And routes and neighbours.
     Addresses,
     /// The parameters of links, too.
-    Everything,
+    Parameters,
+    /// Even links: those that were made on a link that goes, and they may be made anew.
+    Links,
 }
 
 /// One request to the guest.
@@ -239,8 +241,8 @@ impl Difference {
             let adds = effect != Effect::Again(number);
             swept = swept.max(match item.kind {
                 // With another MTU or Ethernet address a link may lose what it has.
-                Kind::Link { .. } if effect == Effect::Change(number) => Swept::Everything,
-                Kind::Parameter { spreads: true, .. } if adds => Swept::Everything,
+                Kind::Link { .. } if effect == Effect::Change(number) => Swept::Parameters,
+                Kind::Parameter { spreads: true, .. } if adds => Swept::Parameters,
                 // A link that joins a VRF goes down for a moment.
                 Kind::Port if adds => Swept::Addresses,
                 _ => Swept::Nothing,
@@ -362,7 +364,7 @@ pub fn outcome(
             continue;
         };
         let there = |number: usize| {
-            let adds = matches!(wanted[number].kind, Kind::Vrf | Kind::Route | Kind::Rule);
+            let adds = matches!(wanted[number].kind, Kind::Made | Kind::Route | Kind::Rule);
             adds && refusal.errno == EEXIST
         };
         let forgiven = match step.effect {

@@ -89,17 +89,48 @@ fn what_can_be_changed_in_place_is() {
 #[test]
 fn what_goes_when_a_link_joins_or_leaves_a_vrf_is_given_again() {
     let mut in_vrf = pod();
-    in_vrf.insert(0, item("VRF", Kind::Vrf, 1));
+    in_vrf.insert(0, item("VRF", Kind::Made, 1));
     in_vrf.insert(2, item("port", Kind::Port, 1));
     let joined = steps(&pod(), &in_vrf);
     assert_eq!(whats(&joined), ["VRF", "port", "address", "route"]);
     let left = steps(&in_vrf, &pod());
-    let expected = ["port, removed", "VRF, removed", "address", "route"];
+    let expected = [
+        "port, removed",
+        "VRF, removed",
+        "link 2",
+        "up",
+        "address",
+        "route",
+    ];
     assert_eq!(whats(&left), expected);
     let mut in_other = in_vrf.clone();
     in_other[2].add = vec![2];
     let moved = steps(&in_vrf, &in_other);
     assert_eq!(whats(&moved), ["port", "address", "route"]);
+}
+
+#[test]
+fn a_link_that_is_made_anew_is_given_all_it_had() {
+    let made_on = |lower: &str| {
+        let mut pod = pod();
+        pod.insert(0, item("upper", Kind::Made, 1));
+        pod.insert(0, item(lower, Kind::Made, 1));
+        pod
+    };
+    let steps = steps(&made_on("one"), &made_on("other"));
+    let expected = [
+        "one, removed",
+        "other",
+        "upper",
+        "link 2",
+        "up",
+        "address",
+        "route",
+    ];
+    assert_eq!(whats(&steps), expected);
+    // That one did not go with its lower link is no complaint.
+    let there = outcome(&[], made_on("other"), &steps, vec![refusal(2, EEXIST)]);
+    assert_eq!(there, (made_on("other"), Vec::new()));
 }
 
 #[test]
@@ -271,7 +302,7 @@ fn what_the_guest_may_have_is_given_again_and_taken_away() {
     assert_eq!((has, complaints), (pod(), Vec::new()));
     assert_eq!(steps(&given, &[]).len(), 5);
     // As with a VRF.
-    let vrf = [item("VRF", Kind::Vrf, 1)];
+    let vrf = [item("VRF", Kind::Made, 1)];
     let mut given = Vec::new();
     doubt(&mut given, vrf.to_vec());
     let again = steps(&given, &vrf);

@@ -16,8 +16,7 @@ use netlink_packet_route::address::{
     AddressAttribute, AddressFlags, AddressHeader, AddressHeaderFlags, AddressMessage,
 };
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVrf, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourMessage};
 use netlink_packet_route::route::{
@@ -28,9 +27,10 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
 use super::NetworkError;
 use super::difference::{AddressList, Item, Kind, out_of_the_way, unwanted_name};
+use super::made::Made;
 use super::netfilter::replay;
 use super::parameters::Parameter;
-use super::scan::{LOOPBACK, Link, Scan, Vrf, table};
+use super::scan::{LOOPBACK, Link, Scan, table};
 
 /// Flags of a link that a plugin may have set, besides that it is up.
 const LINK_FLAGS: LinkFlags = LinkFlags::Noarp
@@ -46,9 +46,9 @@ const ADDRESS_FLAGS: AddressFlags = AddressFlags::Homeaddress
 const AS_THEY_ARE: [u16; 3] = [libc::RTA_METRICS, 21, 22];
 /// Smallest MTU with which a link has IPv6 (RFC 8200, 5).
 const IPV6_MIN_MTU: u32 = 1280;
-/// The numbers of the guest's VRFs are those in the pod's namespace and this bit: known before
-/// they are made, and none that the guest's kernel gives by counting.
-const VRF_INDEX: u32 = 1 << 30;
+/// The numbers of the links that the guest makes are those in the pod's namespace and this bit:
+/// known before they are made, and none that the guest's kernel gives by counting.
+const MADE_INDEX: u32 = 1 << 30;
 
 /// The number of a link in the pod's namespace and that of the guest's device for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,8 +97,8 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
     // With its first VRF a kernel makes the rule of them all, if there is none yet.
     let (of_vrfs, rules): (Vec<_>, Vec<_>) = scan.rules.iter().partition(|rule| is_of_vrfs(rule));
     items.extend(of_vrfs.into_iter().map(rule));
-    items.extend(scan.vrfs.iter().map(make_vrf));
-    items.extend(links().map(|(link, index)| set_up(link, index)));
+    items.extend(scan.made.iter().filter_map(|made| mirror.make(made)));
+    items.extend(links().map(|(link, index)| mirror.set_up(link, index)));
     // A link that joins loses routes and addresses.
     items.extend(links().filter_map(|(link, index)| mirror.port(link, index)));
     let parameters = scan.parameters.iter();
@@ -122,53 +122,6 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
     let neighbours = scan.neighbours.iter();
     items.extend(neighbours.filter_map(|neighbour| mirror.neighbour(neighbour)));
     items
-}
-
-fn make_vrf(vrf: &Vrf) -> Item {
-    let mut message = LinkMessage::default();
-    let index = vrf.link.index | VRF_INDEX;
-    message.header.index = index;
-    let remove = RouteNetlinkMessage::DelLink(message.clone());
-    message.attributes = vec![
-        LinkAttribute::IfName(unwanted_name(index)),
-        LinkAttribute::LinkInfo(vec![
-            LinkInfo::Kind(InfoKind::Vrf),
-            LinkInfo::Data(InfoData::Vrf(vec![InfoVrf::TableId(vrf.table)])),
-        ]),
-    ];
-    let add = RouteNetlinkMessage::NewLink(message);
-    let flags = NLM_F_CREATE | NLM_F_EXCL;
-    let what = format!("VRF {}", vrf.link.name);
-    Item::new(what, Kind::Vrf, (flags, add), remove)
-}
-
-/// All but up: an address of its own would be made at that moment.
-fn set_up(link: &Link, index: u32) -> Item {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.header.flags = link.flags & LINK_FLAGS;
-    message.header.change_mask = LINK_FLAGS;
-    message.attributes = vec![
-        LinkAttribute::IfName(link.name.clone()),
-        LinkAttribute::Address(link.mac.to_vec()),
-        LinkAttribute::Mtu(link.mtu),
-        LinkAttribute::IfAlias(link.alias.clone().unwrap_or_default()),
-    ];
-    if link.mtu >= IPV6_MIN_MTU {
-        let own_addresses = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-        let inet6 = AfSpecUnspec::Inet6(vec![own_addresses]);
-        let attribute = LinkAttribute::AfSpecUnspec(vec![inet6]);
-        message.attributes.push(attribute);
-    }
-    let queue = link.tx_queue_len.map(LinkAttribute::TxQueueLen);
-    message.attributes.extend(queue);
-    let name = link.name.clone();
-    Item::new(
-        format!("link {name}"),
-        Kind::Link { index, name },
-        (0, RouteNetlinkMessage::SetLink(message)),
-        out_of_the_way(index),
-    )
 }
 
 fn bring_up(link: &Link, index: u32) -> Item {
@@ -221,8 +174,9 @@ impl Mirror<'_> {
         if host == LOOPBACK {
             return Some(LOOPBACK);
         }
-        if self.scan.vrfs.iter().any(|vrf| vrf.link.index == host) {
-            return Some(host | VRF_INDEX);
+        if let Some(made) = self.made(host) {
+            let there = made.recipe.lower.map(|lower| self.index(lower));
+            return (there != Some(None)).then_some(host | MADE_INDEX);
         }
         let pair = self.pairs.iter().find(|pair| pair.host == host);
         pair.map(|pair| pair.guest)
@@ -231,6 +185,68 @@ impl Mirror<'_> {
     fn name(&self, host: u32) -> &str {
         let link = self.scan.all_links().find(|link| link.index == host);
         link.map_or("lo", |link| &link.name)
+    }
+
+    fn made(&self, host: u32) -> Option<&Made> {
+        let mut made = self.scan.made.iter();
+        made.find(|made| made.link.index == host)
+    }
+
+    /// `None` for one on a link that is not carried.
+    fn make(&self, made: &Made) -> Option<Item> {
+        let recipe = &made.recipe;
+        let mut message = LinkMessage::default();
+        let index = self.index(made.link.index)?;
+        message.header.index = index;
+        message.attributes = vec![LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(recipe.kind.clone()),
+            LinkInfo::Data(recipe.data.clone()),
+        ])];
+        if let Some(lower) = recipe.lower {
+            let lower = LinkAttribute::Link(self.index(lower)?);
+            message.attributes.push(lower);
+        }
+        // By all of it: one that is made another way is another one.
+        let remove = RouteNetlinkMessage::DelLink(message.clone());
+        let name = LinkAttribute::IfName(unwanted_name(index));
+        message.attributes.push(name);
+        let add = RouteNetlinkMessage::NewLink(message);
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        let what = format!("{} {}", recipe.kind, made.link.name);
+        Some(Item::new(what, Kind::Made, (flags, add), remove))
+    }
+
+    /// All but up: an address of its own would be made at that moment.
+    fn set_up(&self, link: &Link, index: u32) -> Item {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message.header.flags = link.flags & LINK_FLAGS;
+        message.header.change_mask = LINK_FLAGS;
+        message.attributes = vec![
+            LinkAttribute::IfName(link.name.clone()),
+            LinkAttribute::Mtu(link.mtu),
+            LinkAttribute::IfAlias(link.alias.clone().unwrap_or_default()),
+        ];
+        let made = self.made(link.index);
+        if made.is_none_or(|made| made.recipe.takes_an_address()) {
+            let mac = LinkAttribute::Address(link.mac.to_vec());
+            message.attributes.push(mac);
+        }
+        if link.mtu >= IPV6_MIN_MTU {
+            let own_addresses = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+            let inet6 = AfSpecUnspec::Inet6(vec![own_addresses]);
+            let attribute = LinkAttribute::AfSpecUnspec(vec![inet6]);
+            message.attributes.push(attribute);
+        }
+        let queue = link.tx_queue_len.map(LinkAttribute::TxQueueLen);
+        message.attributes.extend(queue);
+        let name = link.name.clone();
+        Item::new(
+            format!("link {name}"),
+            Kind::Link { index, name },
+            (0, RouteNetlinkMessage::SetLink(message)),
+            out_of_the_way(index),
+        )
     }
 
     /// `None` for a link that is no port of a VRF.

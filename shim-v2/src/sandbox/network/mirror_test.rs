@@ -1,8 +1,10 @@
 use netlink_packet_core::{NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::CacheInfo;
+use netlink_packet_route::link::{InfoData, InfoIpVlan, InfoKind, InfoVlan, InfoVrf, IpVlanMode};
 use netlink_packet_route::route::{RouteCacheInfo, RouteNextHop};
 
+use super::super::made::Recipe;
 use super::super::scan::Backend;
 use super::*;
 
@@ -262,10 +264,12 @@ fn a_vrf_is_made_and_joined_before_there_are_addresses_and_routes() {
     let (mut scan, guest) = one_link();
     scan.links[0].vrf = Some(9);
     let red = link(9, "red", 9);
-    scan.vrfs = vec![Vrf {
-        link: red,
-        table: 1000,
-    }];
+    let recipe = Recipe {
+        kind: InfoKind::Vrf,
+        data: InfoData::Vrf(vec![InfoVrf::TableId(1000)]),
+        lower: None,
+    };
+    scan.made = vec![Made { link: red, recipe }];
     let mut address = AddressMessage::default();
     address.header.index = 9;
     let ip = "127.0.0.1".parse().unwrap();
@@ -282,12 +286,12 @@ fn a_vrf_is_made_and_joined_before_there_are_addresses_and_routes() {
     let items = mirrored((scan, guest));
     let expected = [
         "rule 1000",
-        "VRF red",
-        "link red",
+        "vrf red",
         "link eth0",
+        "link red",
         "link eth0, port of red",
-        "link red, up",
         "link eth0, up",
+        "link red, up",
         "address 127.0.0.1/0 of red",
         "route 10.0.0.0/24 in table 254",
         "route 10.1.0.0/24 in table 254",
@@ -297,7 +301,7 @@ fn a_vrf_is_made_and_joined_before_there_are_addresses_and_routes() {
     let RouteNetlinkMessage::NewLink(made) = request(&items[1].add) else {
         panic!("{items:?}");
     };
-    let index = 9 | VRF_INDEX;
+    let index = 9 | MADE_INDEX;
     assert_eq!(made.header.index, index);
     let info = LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Vrf),
@@ -307,7 +311,10 @@ fn a_vrf_is_made_and_joined_before_there_are_addresses_and_routes() {
     let RouteNetlinkMessage::DelLink(removed) = request(&items[1].remove) else {
         panic!("{items:?}");
     };
-    assert_eq!((removed.header.index, removed.attributes), (index, vec![]));
+    assert_eq!(
+        (removed.header.index, removed.attributes),
+        (index, vec![info])
+    );
     for (packet, controller) in [(&items[4].add, index), (&items[4].remove, 0)] {
         let RouteNetlinkMessage::SetLink(port) = request(packet) else {
             panic!("{items:?}");
@@ -319,6 +326,66 @@ fn a_vrf_is_made_and_joined_before_there_are_addresses_and_routes() {
         panic!("{items:?}");
     };
     assert!(by_vrf.attributes.contains(&RouteAttribute::Oif(index)));
+}
+
+#[test]
+fn a_link_on_another_one_is_made_on_the_guests() {
+    let (mut scan, mut guest) = one_link();
+    let lower = scan.links[0].index;
+    let on = |index, name, kind, data, lower| Made {
+        link: link(index, name, 7),
+        recipe: Recipe {
+            kind,
+            data,
+            lower: Some(lower),
+        },
+    };
+    let vlan = InfoData::Vlan(vec![InfoVlan::Id(7)]);
+    let ipvlan = InfoData::IpVlan(vec![InfoIpVlan::Mode(IpVlanMode::L2)]);
+    scan.made = vec![
+        on(20, "eth0.7", InfoKind::Vlan, vlan.clone(), lower),
+        on(21, "ip0", InfoKind::IpVlan, ipvlan, 20),
+        on(22, "lost", InfoKind::Vlan, vlan, 99),
+    ];
+    let mirrored_on = |guest: &[GuestLink]| items(&scan, &pair(&scan.links, guest).unwrap());
+    let items = mirrored_on(&guest);
+    let expected = [
+        "vlan eth0.7",
+        "ipvlan ip0",
+        "link eth0",
+        "link eth0.7",
+        "link ip0",
+        "link eth0, up",
+        "link eth0.7, up",
+        "link ip0, up",
+    ];
+    assert_eq!(whats(&items), expected);
+    let made_on = |item: &Item| {
+        let RouteNetlinkMessage::NewLink(made) = request(&item.add) else {
+            panic!("{item:?}");
+        };
+        made.attributes
+            .into_iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::Link(lower) => Some(lower),
+                _ => None,
+            })
+    };
+    assert_eq!(made_on(&items[0]), Some(2));
+    assert_eq!(made_on(&items[1]), Some(20 | MADE_INDEX));
+    let has_address = |item: &Item| {
+        let RouteNetlinkMessage::SetLink(set) = request(&item.add) else {
+            panic!("{item:?}");
+        };
+        let is_it = |attribute: &_| matches!(attribute, LinkAttribute::Address(_));
+        set.attributes.iter().any(is_it)
+    };
+    assert!(has_address(&items[3]) && !has_address(&items[4]));
+    // On another device it is another link.
+    guest[0].index += 1;
+    let again = mirrored_on(&guest);
+    assert_ne!(again[0].remove, items[0].remove);
+    assert_eq!(again[1].remove, items[1].remove);
 }
 
 #[test]

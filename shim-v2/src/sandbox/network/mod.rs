@@ -8,10 +8,10 @@
 //! Each link that carries the pod's traffic gets a tap, which becomes a network device of the
 //! guest with the link's Ethernet address; what arrives at the one leaves by the other
 //! ([`scan`], [`tap`], [`redirect`]). A macvtap, or a tap that nobody holds, is the machine's end
-//! already and used directly ([`attach`]). VRFs are made in the guest, and names, addresses, routes,
-//! rules, neighbours ([`mirror`]), kernel parameters ([`parameters`]) and packet filters
-//! ([`netfilter`]) are set there as they were found. In the namespace nothing else is touched: a
-//! CNI plugin finds there what it left.
+//! already and used directly ([`attach`]). VRFs, and links made on another one of the namespace, are
+//! made in the guest ([`made`]), and names, addresses, routes, rules, neighbours ([`mirror`]),
+//! kernel parameters ([`parameters`]) and packet filters ([`netfilter`]) are set there as they were
+//! found. In the namespace nothing else is touched: a CNI plugin finds there what it left.
 //!
 //! What the host dials on the namespace's loopback (`kubectl port-forward`) reaches servers in
 //! the guest ([`loopback`], [`forward`]).
@@ -31,6 +31,7 @@ pub mod events;
 pub mod follow;
 pub mod forward;
 pub mod loopback;
+mod made;
 pub mod mirror;
 mod namespace;
 pub mod netfilter;

@@ -3,8 +3,8 @@
 use netlink_packet_core::{NLA_TYPE_MASK, Nla, NlasIterator, Parseable};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{
-    InfoData, InfoIpVlan, InfoKind, InfoVrf, IpVlanMode, LinkAttribute, LinkFlags, LinkInfo,
-    LinkLayerType, LinkMessage,
+    InfoData, InfoIpVlan, InfoKind, IpVlanMode, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+    LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -15,6 +15,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
+use super::made::{Made, Recipe, is_elsewhere};
 use super::mirror::describe;
 use super::netfilter::Filters;
 use super::netlink::Netlink;
@@ -72,27 +73,18 @@ pub struct Link {
     pub backend: Backend,
 }
 
-/// A routing domain of some links. It carries nothing by itself: the guest makes its own.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Vrf {
-    /// It as a link.
-    pub link: Link,
-    /// The routing table of its ports.
-    pub table: u32,
-}
-
 /// All that the guest is to have.
 #[derive(Debug, Default)]
 pub struct Scan {
     /// Those that carry the pod's traffic, in the order in which they came to be.
     pub links: Vec<Link>,
-    /// In the same order.
-    pub vrfs: Vec<Vrf>,
-    /// Those of them, by their numbers, whose tap of ours is there and up.
+    /// Those that the guest makes itself, in the same order.
+    pub made: Vec<Made>,
+    /// Those that carry the pod's traffic, by their numbers, whose tap of ours is there and up.
     pub tapped: Vec<u32>,
     /// The links that a guest cannot have though they are up, and what is not understood.
     pub problems: Vec<NetworkError>,
-    /// Of these links, the VRFs and lo.
+    /// Of all these links and lo.
     pub addresses: Vec<AddressMessage>,
     /// In the order of the kernel's tables.
     pub routes: Vec<RouteMessage>,
@@ -174,11 +166,6 @@ fn carried(links: impl Iterator<Item = LinkMessage>) -> Scan {
             scan.tapped.extend(up.then_some(of));
             continue;
         }
-        if matches!(kind, Some(InfoKind::Vrf)) {
-            let table = vrf_table(message).unwrap_or_default();
-            scan.vrfs.push(Vrf { link, table });
-            continue;
-        }
         match controller.and_then(kind_of) {
             // What comes in by a port is the bridge's, which is the guest's.
             Some(InfoKind::Bridge) => continue,
@@ -190,17 +177,35 @@ fn carried(links: impl Iterator<Item = LinkMessage>) -> Scan {
         let problem = unfit(message, &links)
             .or_else(|| controller.map(|index| format!("is a port of link {index}")));
         match problem {
-            None => scan.links.push(link),
-            Some(problem) if up => {
-                let name = link.name;
-                scan.problems.push(NetworkError::Link { name, problem });
-            }
-            Some(problem) => log::debug!("link {} is not carried: it {problem}", link.name),
+            None => match Recipe::of(message, &links) {
+                Some(recipe) => scan.made.push(Made { link, recipe }),
+                None => scan.links.push(link),
+            },
+            Some(problem) => report(&mut scan.problems, link, problem),
         }
     }
     scan.links.sort_by_key(|link| link.index);
-    scan.vrfs.sort_by_key(|vrf| vrf.link.index);
+    scan.made.sort_by_key(|made| made.link.index);
+    let is_baseless = |scan: &Scan, made: &Made| {
+        let lower = made.recipe.lower;
+        lower.is_some_and(|lower| !scan.carries(lower))
+    };
+    while let Some(at) = scan.made.iter().position(|made| is_baseless(&scan, made)) {
+        let Made { link, recipe } = scan.made.remove(at);
+        let problem = format!("is a {} made on a link that is not carried", recipe.kind);
+        report(&mut scan.problems, link, problem);
+    }
     scan
+}
+
+/// That one that is down is not carried is no problem.
+fn report(problems: &mut Vec<NetworkError>, link: Link, problem: String) {
+    let name = link.name;
+    if link.flags.contains(LinkFlags::Up) {
+        problems.push(NetworkError::Link { name, problem });
+    } else {
+        log::debug!("link {name} is not carried: it {problem}");
+    }
 }
 
 impl Link {
@@ -232,7 +237,8 @@ impl Link {
     }
 }
 
-fn infos(message: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
+/// What is told of a link's kind.
+pub fn infos(message: &LinkMessage) -> impl Iterator<Item = &LinkInfo> {
     let infos = message.attributes.iter().filter_map(|attribute| {
         let LinkAttribute::LinkInfo(infos) = attribute else {
             return None;
@@ -279,7 +285,7 @@ fn backend(message: &LinkMessage) -> Backend {
 fn unfit(message: &LinkMessage, links: &[LinkMessage]) -> Option<String> {
     use InfoKind::{
         ErSpan, Geneve, GreTap, GreTap6, Ip6ErSpan, IpVlan, IpVtap, MacSec, MacVlan, MacVtap, Vlan,
-        Vxlan,
+        Vrf, Vxlan,
     };
     let layer = message.header.link_layer_type;
     if layer != LinkLayerType::Ether {
@@ -293,34 +299,21 @@ fn unfit(message: &LinkMessage, links: &[LinkMessage]) -> Option<String> {
     if mode == Some(true) {
         return Some("is an ipvlan of mode l3s".to_owned());
     }
-    // What is for such a link arrives at another one, or for its namespace. Where that is this
-    // one it is the guest's already, whose kernel would need a link like it.
-    let elsewhere = |attribute: &LinkAttribute| match attribute {
-        LinkAttribute::LinkNetNsId(_) => true,
-        // Kernels before 5.18 do not tell the namespace of the one that it was made on.
-        LinkAttribute::Link(lower) => !links.iter().any(|link| link.header.index == *lower),
-        _ => false,
-    };
+    if Recipe::of(message, links).is_some() {
+        return None;
+    }
     match kind(message)? {
+        // What is for such a link arrives at another one, or for its namespace. Where that is
+        // this one it is the guest's already, whose kernel would need a link like it.
         kind @ (Vlan | MacVlan | MacVtap | IpVlan | IpVtap | MacSec | Vxlan | Geneve | GreTap
         | GreTap6 | ErSpan | Ip6ErSpan)
-            if !message.attributes.iter().any(elsewhere) =>
+            if !is_elsewhere(message, links) =>
         {
             Some(format!("is a {kind} made on another link of the namespace"))
         }
+        Vrf => Some("is a VRF without a table".to_owned()),
         _ => None,
     }
-}
-
-fn vrf_table(message: &LinkMessage) -> Option<u32> {
-    let vrf = infos(message).find_map(|info| match info {
-        LinkInfo::Data(InfoData::Vrf(vrf)) => Some(vrf),
-        _ => None,
-    })?;
-    vrf.iter().find_map(|attribute| match attribute {
-        InfoVrf::TableId(table) => Some(*table),
-        _ => None,
-    })
 }
 
 fn controller(message: &LinkMessage) -> Option<u32> {
@@ -333,10 +326,10 @@ fn controller(message: &LinkMessage) -> Option<u32> {
 }
 
 impl Scan {
-    /// The VRFs, and the links that carry the pod's traffic.
+    /// The links that carry the pod's traffic, and then those that are made on them.
     pub fn all_links(&self) -> impl Iterator<Item = &Link> {
-        let vrfs = self.vrfs.iter().map(|vrf| &vrf.link);
-        vrfs.chain(&self.links)
+        let made = self.made.iter().map(|made| &made.link);
+        self.links.iter().chain(made)
     }
 
     fn carries(&self, index: u32) -> bool {

@@ -1,4 +1,5 @@
 use netlink_packet_core::{DefaultNla, NLA_F_NESTED};
+use netlink_packet_route::link::{InfoMacVlan, InfoVlan, InfoVrf, MacVlanMode, VlanFlags};
 
 use super::*;
 
@@ -71,11 +72,11 @@ fn a_vrf_is_the_guests_own_and_its_ports_are_carried() {
     assert_eq!(names(&scan.links), ["eth0", "br0", "net1"]);
     let vrfs: Vec<_> = scan.links.iter().map(|link| link.vrf).collect();
     assert_eq!(vrfs, [Some(6), Some(6), None]);
-    assert_eq!(scan.vrfs.len(), 1);
-    assert_eq!(
-        (scan.vrfs[0].link.name.as_str(), scan.vrfs[0].table),
-        ("red", 1000)
-    );
+    assert_eq!(scan.made.len(), 1);
+    let made = &scan.made[0];
+    assert_eq!(made.link.name, "red");
+    let data = InfoData::Vrf(vec![InfoVrf::TableId(1000)]);
+    assert_eq!((&made.recipe.data, made.recipe.lower), (&data, None));
     assert!(scan.carries(6) && scan.problems.is_empty());
 }
 
@@ -129,6 +130,77 @@ fn what_waits_for_a_machine_is_used_directly() {
     assert_eq!(with(InfoKind::Tun, 1), Backend::Redirected);
     assert_eq!(with(InfoKind::MacVtap, 1), Backend::MacVtap);
     assert_eq!(with(InfoKind::Veth, 0), Backend::Redirected);
+}
+
+#[test]
+fn what_is_made_on_a_link_of_the_namespace_is_the_guests_own() {
+    let on = |index, name, lower, data| {
+        let mut message = message(index, name, LinkFlags::Up);
+        let kind = match data {
+            InfoData::Vlan(_) => InfoKind::Vlan,
+            _ => InfoKind::MacVlan,
+        };
+        message.attributes.extend([
+            LinkAttribute::Link(lower),
+            LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]),
+        ]);
+        message
+    };
+    let vlan = |index, name, lower| {
+        let flags = InfoVlan::Flags((VlanFlags::ReorderHdr, VlanFlags::all()));
+        let parts = vec![InfoVlan::Id(7), flags];
+        on(index, name, lower, InfoData::Vlan(parts))
+    };
+    let macvlan = |index, name, mode| {
+        let parts = vec![InfoMacVlan::Mode(mode), InfoMacVlan::BcQueueLenUsed(9)];
+        on(index, name, 3, InfoData::MacVlan(parts))
+    };
+    let eth0 = message(3, "eth0", LinkFlags::Up);
+    let bridge = of_kind(message(4, "br0", LinkFlags::Up), InfoKind::Bridge);
+    let mut port = message(5, "port", LinkFlags::Up);
+    port.attributes.push(LinkAttribute::Controller(4));
+    let mut far = vlan(6, "far", 3);
+    far.attributes.push(LinkAttribute::LinkNetNsId(0));
+    let links = [
+        vlan(9, "eth0.7.7", 8),
+        vlan(8, "eth0.7", 3),
+        macvlan(10, "mac0", MacVlanMode::Bridge),
+        far,
+        vlan(11, "port.7", 5),
+        vlan(12, "port.7.7", 11),
+        macvlan(13, "some0", MacVlanMode::Source),
+        eth0,
+        bridge,
+        port,
+    ];
+    let scan = carried(links.into_iter());
+    assert_eq!(names(&scan.links), ["eth0", "br0", "far"]);
+    let made: Vec<_> = scan
+        .made
+        .iter()
+        .map(|made| (&*made.link.name, made.recipe.lower))
+        .collect();
+    assert_eq!(
+        made,
+        [
+            ("eth0.7", Some(3)),
+            ("eth0.7.7", Some(8)),
+            ("mac0", Some(3))
+        ]
+    );
+    // A kernel refuses to be asked for bits that it does not know.
+    let InfoData::Vlan(parts) = &scan.made[0].recipe.data else {
+        panic!("{:?}", scan.made);
+    };
+    let known = VlanFlags::from_bits_retain(0x1f);
+    assert_eq!(parts[1], InfoVlan::Flags((VlanFlags::ReorderHdr, known)));
+    let mode = InfoData::MacVlan(vec![InfoMacVlan::Mode(MacVlanMode::Bridge)]);
+    assert_eq!(scan.made[2].recipe.data, mode);
+    let problems: Vec<_> = scan.problems.iter().map(ToString::to_string).collect();
+    for (problem, words) in problems.iter().zip(["some0", "port.7 ", "port.7.7"]) {
+        assert!(problem.contains(words), "{words}: {problems:?}");
+    }
+    assert_eq!(problems.len(), 3);
 }
 
 #[test]

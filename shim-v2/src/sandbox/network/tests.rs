@@ -530,7 +530,7 @@ fn tell_of(scripts: &[&str], needs: &str) {
     }
     // And has it no longer when it was told so.
     assert_eq!(apply(&guest, &given, Vec::new()), []);
-    assert_eq!(within(&guest.path, scan::scan).unwrap().vrfs, []);
+    assert_eq!(within(&guest.path, scan::scan).unwrap().made, []);
 }
 
 /// What is in a namespace of [`POD`] or [`GUEST`].
