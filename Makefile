@@ -70,7 +70,7 @@ part:
 FORKY = ctr_run::hello ctr_run::the_exit_code ctr_exec::an_exec_has_its_own \
 	ctr_signals::the_events_of_a_container ctr_signals::a_signal_ends \
 	ctr_stdin::what_goes_in ctr_stdin::lengths_around failures::a_killed_shim \
-	cri_sandbox_api:: network_plugins::a_link_that_leads
+	cri_sandbox_api:: network_plugins::a_link_that_leads network_direct::a_tap_of_cni
 e2e-forky: build
 	$(MAKE) e2e SUITE=forky T='$(FORKY)'
 
