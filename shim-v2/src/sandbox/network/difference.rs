@@ -135,6 +135,28 @@ impl Item {
         Self { renewed, ..self }
     }
 
+    /// The same for who may have it, or not: it is to be given in any case.
+    fn unsure(self) -> Self {
+        let (add, renewed) = (Vec::new(), None);
+        Self {
+            add,
+            renewed,
+            ..self
+        }
+    }
+
+    fn is_unsure(&self) -> bool {
+        self.add.is_empty()
+    }
+
+    /// Its list, if its place in that counts: what has an end has any place.
+    fn list(&self) -> Option<AddressList> {
+        match self.kind {
+            Kind::Address(list) if self.renewed.is_none() => Some(list),
+            _ => None,
+        }
+    }
+
     /// Whether who was given `earlier` has it.
     fn is_still(&self, earlier: &Self) -> bool {
         let only_older = self.renewed.is_some() && self.renewed == earlier.renewed;
@@ -273,8 +295,8 @@ impl Difference {
 fn misplaced<'a>(given: &'a [Item], wanted: &'a [Item]) -> HashSet<&'a [u8]> {
     let lists = |items: &'a [Item]| {
         let mut lists: HashMap<AddressList, Vec<&[u8]>> = HashMap::new();
-        for item in items.iter().filter(|item| item.renewed.is_none()) {
-            if let Kind::Address(list) = item.kind {
+        for item in items {
+            if let Some(list) = item.list() {
                 lists.entry(list).or_default().push(&item.remove);
             }
         }
@@ -338,13 +360,13 @@ pub fn unwanted_name(index: u32) -> String {
 pub fn doubt(given: &mut Vec<Item>, wanted: Vec<Item>) {
     for item in wanted {
         given.retain(|earlier| earlier.remove != item.remove);
-        let add = Vec::new();
-        given.push(Item { add, ..item });
+        given.push(item.unsure());
     }
 }
 
 /// What the guest has after the steps from what was `given` to what was `wanted`, of which it
-/// refused some; and why it did not do what it should have done.
+/// refused some; and why it did not do what it should have done. An address that it refused
+/// keeps its place, so that those behind it are in theirs.
 pub fn outcome(
     given: &[Item],
     wanted: Vec<Item>,
@@ -386,21 +408,25 @@ pub fn outcome(
             complaints.push(complaint(&step.change, refusal));
         }
     }
-    // What was refused to change is there as before.
     let changes = steps.iter().filter_map(|step| match step.effect {
         Effect::Change(number) => Some(number),
         _ => None,
     });
-    let unchanged: HashSet<usize> = changes.filter(|number| missing.contains(number)).collect();
-    let mut has = Vec::new();
+    let changes: HashSet<usize> = changes.collect();
+    let (mut has, mut late) = (Vec::new(), Vec::new());
     for (number, item) in wanted.into_iter().enumerate() {
-        if unchanged.contains(&number) {
-            let before = given.iter().find(|given| given.remove == item.remove);
-            has.extend(before.cloned());
-        } else if !missing.contains(&number) {
-            has.push(item);
+        let same = |given: &&Item| changes.contains(&number) && given.remove == item.remove;
+        let before = given.iter().find(same);
+        match (before, missing.contains(&number)) {
+            // What was refused to change is there as before.
+            (Some(before), true) => has.push(before.clone()),
+            (None, true) => has.extend(item.list().map(|_| item.unsure())),
+            // What is taken at last is behind the others, until the next look.
+            (Some(before), false) if before.is_unsure() && item.list().is_some() => late.push(item),
+            (_, false) => has.push(item),
         }
     }
+    has.extend(late);
     (has, complaints)
 }
 

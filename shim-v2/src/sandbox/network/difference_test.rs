@@ -170,12 +170,13 @@ fn what_is_set_for_all_links_takes_along_what_is_set_for_one() {
     assert_eq!(whats(&steps(&given, &wanted)), again);
 }
 
+fn addresses(names: &str) -> Vec<Item> {
+    let names = names.split_whitespace();
+    names.map(|name| item(name, ADDRESS, 1)).collect()
+}
+
 #[test]
 fn addresses_are_given_anew_where_their_order_changed() {
-    let addresses = |names: &str| -> Vec<Item> {
-        let names = names.split_whitespace();
-        names.map(|name| item(name, ADDRESS, 1)).collect()
-    };
     for (given, wanted, expected) in [
         ("a b", "a b c", "c"),
         ("a b c", "a c", "b- a c"),
@@ -221,6 +222,32 @@ fn names_that_others_are_to_get_are_freed_first() {
     assert_eq!(whats(&steps), ["link 2", "link 3"]);
 }
 
+#[test]
+fn those_behind_a_refused_address_are_left_in_peace() {
+    let mut wanted = addresses("a b c");
+    let mut given = Vec::new();
+    let mut look = |wanted: &[Item], refused: &[&str]| {
+        let steps = steps(&given, wanted);
+        let whats = whats(&steps).join(" ").replace(", removed", "-");
+        let number = |what: &&str| steps.iter().position(|step| step.change.what == **what);
+        let refused = refused.iter().filter_map(number);
+        let refused = refused.map(|number| refusal(number as u32, libc::EINVAL));
+        let done = outcome(&given, wanted.to_vec(), &steps, refused.collect());
+        given = done.0;
+        (whats, done.1.len())
+    };
+    assert_eq!(look(&wanted, &["b"]), ("a b c".into(), 1));
+    for _ in 0..2 {
+        assert_eq!(look(&wanted, &["b"]), ("b".into(), 1));
+    }
+    wanted.extend(addresses("d"));
+    assert_eq!(look(&wanted, &["b"]), ("b d".into(), 1));
+    // When it is taken at last it is behind them, and they have to come behind it.
+    assert_eq!(look(&wanted, &[]), ("b".into(), 0));
+    assert_eq!(look(&wanted, &[]), ("b- d- c- a b c d".into(), 0));
+    assert_eq!(look(&wanted, &[]), (String::new(), 0));
+}
+
 fn refusal(change: u32, errno: i32) -> NetworkRefusal {
     NetworkRefusal {
         change,
@@ -238,8 +265,9 @@ fn what_was_refused_is_not_had_and_said() {
     // Somebody else's rule serves as well, and is not ours to remove.
     assert_eq!(complaints, ["2 refused"]);
     let whats: Vec<&str> = has.iter().map(|item| item.what.as_str()).collect();
-    assert_eq!(whats, ["link 2", "up", "route"]);
-    // It is tried again.
+    // Of an address the place is kept.
+    assert_eq!(whats, ["link 2", "up", "address", "route"]);
+    // They are tried again.
     assert_eq!(steps(&has, &pod()).len(), 2);
     // A name that another has is no success.
     let (has, complaints) = outcome(&[], pod(), &given, vec![refusal(0, EEXIST)]);
@@ -299,8 +327,15 @@ fn what_the_guest_may_have_is_given_again_and_taken_away() {
     assert_eq!(again.len(), 5);
     // It had the route.
     let (has, complaints) = outcome(&given, pod(), &again, vec![refusal(3, EEXIST)]);
-    assert_eq!((has, complaints), (pod(), Vec::new()));
+    assert_eq!((has.len(), complaints.len()), (5, 0));
+    assert!(Difference::between(&has, &pod()).is_empty());
     assert_eq!(steps(&given, &[]).len(), 5);
+    // Also what has an end, of which it may have nothing.
+    let mut wanted = pod();
+    wanted[2].renewed = Some(7);
+    let mut given = wanted.clone();
+    doubt(&mut given, wanted.clone());
+    assert_eq!(steps(&given, &wanted).len(), 5);
     // As with a VRF.
     let vrf = [item("VRF", Kind::Made, 1)];
     let mut given = Vec::new();
