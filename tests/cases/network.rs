@@ -222,6 +222,46 @@ fn without_links_there_is_no_device() {
 }
 
 #[test]
+fn a_pod_without_links_has_the_kernel_parameters_of_its_namespace() {
+    let _node = Node::enter();
+    const PARAMETERS: &str = "cd /proc/sys/net; grep . core/somaxconn; for of in all default lo; do
+        grep . ipv4/conf/$of/forwarding ipv4/conf/$of/rp_filter ipv4/conf/$of/disable_policy
+        grep . ipv6/conf/$of/disable_ipv6 ipv6/conf/$of/use_tempaddr; done; cat /proc/net/if_inet6";
+    let set = "sysctl() { ip netns exec bare sysctl -q -w $*; }";
+    let namespace = Namespace::new(
+        "bare",
+        &format!(
+            "{set}; sysctl net.core.somaxconn=500 net.ipv4.conf.lo.rp_filter=2
+            sysctl net.ipv4.conf.lo.disable_policy=0 net.ipv6.conf.all.disable_ipv6=1"
+        ),
+    );
+    let network = format!("network:{}", namespace.path());
+    Runtime::both(|runtime| {
+        let container = Container::new(runtime, &["sh", "-c", PARAMETERS]);
+        let told = container.with(&["--with-ns", &network]).run();
+        let told = told.succeeded().text();
+        assert!(told.contains("ipv4/conf/lo/rp_filter:2\n"), "{told}");
+        assert_eq!(told, namespace.told(PARAMETERS), "{runtime:?}");
+    });
+    // And what changes.
+    let task = namespace.run();
+    node(&format!(
+        "{set}; sysctl net.ipv4.conf.lo.rp_filter=0 net.ipv6.conf.all.disable_ipv6=0"
+    ));
+    let (there, deadline) = (namespace.told(PARAMETERS), Instant::now() + DEADLINE);
+    assert!(there.contains("ipv6/conf/lo/disable_ipv6:0\n"), "{there}");
+    loop {
+        let guest = told(&task, PARAMETERS);
+        if guest == there {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{guest} is not {there}");
+    }
+    assert_eq!(told(&task, "ls /sys/class/net"), "lo\n");
+    task.destroy();
+}
+
+#[test]
 fn a_pod_has_the_network_that_cni_gave_it() {
     let _node = Node::enter();
     let mut plan = PodPlan::new(Runtime::Husk);

@@ -342,7 +342,7 @@ fn a_link_that_leads_nowhere_is_the_guests() {
 /// in a later version.
 const PARAMETERS: &str = "cd /proc/sys/net; grep -s . core/somaxconn ipv4/ip_unprivileged_port_start \
     ipv4/ip_local_port_range ipv4/tcp_keepalive_time ipv4/conf/*/* ipv6/conf/*/* ipv[46]/neigh/*/*_ms |
-    grep -v 'conf/lo\\|neigh/lo\\|neigh/default\\|husk\\|/mtu:\\|mc_forwarding\\|addr_gen_mode\\|rtr_pref\\|rt_info\\|_probe_\\|temp_'";
+    grep -v 'neigh/default\\|husk\\|/mtu:\\|mc_forwarding\\|addr_gen_mode\\|rtr_pref\\|rt_info\\|_probe_\\|temp_'";
 
 #[test]
 fn what_tuning_sets_holds_in_the_guest_and_follows() {

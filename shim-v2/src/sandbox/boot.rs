@@ -21,6 +21,7 @@ use husk_vmm::config::{
 };
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio::time::timeout;
 
 use super::agent::{self, Agent, AgentError, BellError};
@@ -184,7 +185,7 @@ pub async fn boot(
     let pid = vmm.pid().unsigned_abs();
     let ran = async { Ok(hooks.create(&file, pid).await?) };
     unless_over(ran, vmm.gone(), cancelled.clone()).await?;
-    let (nics, mut network) = connect_network(file.clone(), pid, netns_path, config).await?;
+    let (nics, network) = connect_network(file.clone(), pid, netns_path, config).await?;
     let nonce = nonce().map_err(host("read random bytes"))?;
     let document = VmConfig {
         net: nics.iter().enumerate().map(net_config).collect(),
@@ -195,6 +196,7 @@ pub async fn boot(
     vmm_process::configure(configure, &json, &taps).map_err(host("write the VmConfig"))?;
     // The VMM alone has the taps now, and with its end they are gone.
     drop((nics, files, listener));
+    let network = tokio::task::spawn_blocking(|| network.with_parameters());
 
     bell.set_nonblocking(true)
         .map_err(host("wait for the agent"))?;
@@ -206,6 +208,7 @@ pub async fn boot(
     drop(bell);
     fs::remove_file(vsock.path(&bell_name())).map_err(host("close the bell"))?;
     let agent = Agent::connect(&vsock, vmm.gone()).await?;
+    let mut network = connected(network.await)?;
     if let Some(loopback) = network.loopback.take() {
         forward::start(loopback, vsock.clone(), vmm.gone())
             .map_err(host("serve the pod's loopback"))?;
@@ -236,10 +239,12 @@ async fn connect_network(
     let own = PathBuf::from(format!("/proc/{vmm}/ns/net"));
     let config = config.clone();
     let connect = move || network::connect(file, &own, name, &config);
-    let connected = tokio::task::spawn_blocking(connect).await;
-    let network =
-        connected.map_err(|error| host("connect the network")(io::Error::other(error)))?;
-    Ok(network?)
+    connected(tokio::task::spawn_blocking(connect).await)
+}
+
+fn connected<T>(done: Result<Result<T, NetworkError>, JoinError>) -> Result<T, BootError> {
+    let done = done.map_err(|error| host("connect the network")(io::Error::other(error)))?;
+    Ok(done?)
 }
 
 /// Waits until the agent announced itself.

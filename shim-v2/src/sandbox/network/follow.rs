@@ -166,15 +166,11 @@ impl Task {
             redirects,
             ..
         } = network;
-        let netns = Arc::new(netns);
-        let (scan, links) = if scan.links.is_empty() {
-            (scan, None)
-        } else {
-            let whole = within(&netns, |netns| netns.look_at_parameters(scan));
-            let links = async { Ok(Some(agent.links().await?)) };
-            tokio::try_join!(whole, links)?
+        let links = match scan.links.is_empty() {
+            true => Vec::new(),
+            false => agent.links().await?,
         };
-        let pairs = mirror::pair(&scan.links, links.as_deref().unwrap_or_default())?;
+        let pairs = mirror::pair(&scan.links, &links)?;
         let carried = pairs.into_iter().zip(redirects).zip(0..);
         let carried = carried.map(|((pair, redirect), slot)| Carried {
             pair,
@@ -182,7 +178,7 @@ impl Task {
             redirect,
         });
         let mut task = Self {
-            netns,
+            netns: Arc::new(netns),
             events: Events::new(events).map_err(NetworkError::Follow)?,
             nics,
             agent,
@@ -193,7 +189,7 @@ impl Task {
             complaints: Vec::new(),
             retry: None,
         };
-        if let Some(complaint) = task.give(&scan, links).await?.into_iter().next() {
+        if let Some(complaint) = task.give(&scan, Some(links)).await?.into_iter().next() {
             return Err(NetworkError::Refused(complaint).into());
         }
         if let Some(left_out) = scan.filters.as_ref().and_then(Filters::left_out) {
@@ -429,21 +425,14 @@ impl Task {
         }
     }
 
+    /// Does `work` in the namespace, off the async threads.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Netns) -> Result<T, NetworkError> + Send + 'static,
     ) -> Result<T, FollowError> {
-        within(&self.netns, work).await
+        let netns = self.netns.clone();
+        let done = tokio::task::spawn_blocking(move || work(&netns)).await;
+        done.map_err(|_| FollowError::Panicked)?
+            .map_err(FollowError::from)
     }
-}
-
-/// Does `work` in the namespace, off the async threads.
-async fn within<T: Send + 'static>(
-    netns: &Arc<Netns>,
-    work: impl FnOnce(&Netns) -> Result<T, NetworkError> + Send + 'static,
-) -> Result<T, FollowError> {
-    let netns = netns.clone();
-    let done = tokio::task::spawn_blocking(move || work(&netns)).await;
-    done.map_err(|_| FollowError::Panicked)?
-        .map_err(FollowError::from)
 }

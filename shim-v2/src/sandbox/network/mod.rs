@@ -192,6 +192,21 @@ pub struct Network {
     pub loopback: Option<Loopback>,
 }
 
+impl Network {
+    /// With the namespace's kernel parameters, for which no device waits.
+    ///
+    /// # Errors
+    /// See [`NetworkError`].
+    pub fn with_parameters(mut self) -> Result<Self, NetworkError> {
+        let Netns {
+            namespace, kept, ..
+        } = &self.netns;
+        let links = self.scan.all_links();
+        self.scan.parameters = namespace.within(|_| Ok(parameters::read(links, kept)))?;
+        Ok(self)
+    }
+}
+
 /// The pod's network namespace, and the record of what is added to it. Its functions block, but
 /// never for long.
 #[derive(Debug)]
@@ -227,12 +242,12 @@ pub fn connect(
         netfilter: config.netfilter,
     };
     let (events, scan, connected, loopback) = netns.namespace.within(|netlink| {
-        // Before the first look, so that nothing is missed between the two.
-        let told = config.netfilter == Netfilter::Carry && netfilter::nftables_is_there();
-        let events = events::open(told).map_err(NetworkError::Follow)?;
         if netns.name.is_none() {
             loopback::up(netlink).map_err(NetworkError::Loopback)?;
         }
+        // Before the first look, so that nothing is missed between the two.
+        let told = config.netfilter == Netfilter::Carry && netfilter::nftables_is_there();
+        let events = events::open(told).map_err(NetworkError::Follow)?;
         let (scan, connected) = netns.attach_all(netlink)?;
         Ok((events, scan, connected, take_over_loopback()))
     })?;
@@ -274,17 +289,6 @@ impl Netns {
                 }
             }
             Ok((scan, redirected))
-        })
-    }
-
-    /// Adds its kernel parameters to the scan of the boot, for which no device waits.
-    ///
-    /// # Errors
-    /// See [`NetworkError`].
-    pub fn look_at_parameters(&self, mut scan: Scan) -> Result<Scan, NetworkError> {
-        self.namespace.within(|_| {
-            scan.parameters = parameters::read(scan.all_links(), &self.kept);
-            Ok(scan)
         })
     }
 

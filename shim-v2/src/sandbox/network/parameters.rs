@@ -8,8 +8,9 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::Read;
+use std::iter;
 
-use super::scan::Link;
+use super::scan::{LOOPBACK, Link};
 
 /// Parameters of a namespace, below `/proc/sys/net`, and what a kernel begins with.
 const OF_NAMESPACE: &[(&str, &str)] = &[
@@ -51,8 +52,8 @@ const IPV4: &[(&str, &str)] = &[
     ("arp_filter", "0"),
     ("arp_ignore", "0"),
     ("arp_notify", "0"),
-    ("disable_policy", "0"),
-    ("disable_xfrm", "0"),
+    (DISABLE_POLICY, "0"),
+    (DISABLE_XFRM, "0"),
     ("drop_gratuitous_arp", "0"),
     ("drop_unicast_in_l2_multicast", "0"),
     ("ignore_routes_with_linkdown", "0"),
@@ -79,14 +80,14 @@ const IPV6: &[(&str, &str)] = &[
     ("autoconf", "1"),
     ("dad_transmits", "1"),
     (DISABLE_IPV6, "0"),
-    ("disable_policy", "0"),
+    (DISABLE_POLICY, "0"),
     ("drop_unsolicited_na", "0"),
     ("ignore_routes_with_linkdown", "0"),
     ("keep_addr_on_down", "0"),
     ("ndisc_notify", "0"),
     ("proxy_ndp", "0"),
     ("router_solicitations", "-1"),
-    ("use_tempaddr", "0"),
+    (USE_TEMPADDR, "0"),
 ];
 /// Of the neighbours by a link.
 const NEIGHBOURS: &[(&str, &str)] = &[
@@ -97,10 +98,17 @@ const FORWARDING: &str = "forwarding";
 const DISABLE_IPV6: &str = "disable_ipv6";
 const ACCEPT_REDIRECTS: &str = "accept_redirects";
 const ACCEPT_SOURCE_ROUTE: &str = "accept_source_route";
+const DISABLE_POLICY: &str = "disable_policy";
+const DISABLE_XFRM: &str = "disable_xfrm";
+const USE_TEMPADDR: &str = "use_tempaddr";
 
+const V4: &str = "ipv4/conf";
+const V6: &str = "ipv6/conf";
 /// Names in the place of a link's: what holds for all links, and what new ones begin with.
 const ALL: &str = "all";
 const NEW: &str = "default";
+/// A link that every namespace has.
+const LO: &str = "lo";
 /// Whoever writes these for all links writes them to each.
 const SPREADING: [&str; 2] = [FORWARDING, DISABLE_IPV6];
 /// Another name of the file of [`FORWARDING`] for all links.
@@ -136,21 +144,19 @@ pub fn of_command_line(line: &str) -> HashSet<String> {
 }
 
 /// Those of the calling thread's namespace that the guest has to be told of, in the order in
-/// which it is, but the files that it has `kept`; none where there is no link, which a plugin
-/// would set them with.
+/// which it is, but the files that it has `kept`: those of the namespace, of lo and of `links`.
 pub fn read<'a>(links: impl Iterator<Item = &'a Link>, kept: &HashSet<String>) -> Vec<Parameter> {
-    told(&links.collect::<Vec<_>>(), kept, value)
+    let links = links.map(|link| (link.index, link.name.as_str()));
+    let links: Vec<_> = iter::once((LOOPBACK, LO)).chain(links).collect();
+    told(&links, kept, value)
 }
 
 /// The same for what `value` gives for a file; `None` if there is none.
 fn told(
-    links: &[&Link],
+    links: &[(u32, &str)],
     kept: &HashSet<String>,
     value: impl Fn(&str) -> Option<String>,
 ) -> Vec<Parameter> {
-    if links.is_empty() {
-        return Vec::new();
-    }
     let one = |link, file: String, default, in_any_case| {
         let value = value(&file).filter(|_| !kept.contains(&file))?;
         (in_any_case || value != default).then_some(Parameter {
@@ -165,21 +171,22 @@ fn told(
         .filter_map(|(name, default)| one(None, format!("net/{name}"), *default, false))
         .collect();
     for (place, parameters, for_all) in [
-        ("ipv4/conf", IPV4, true),
-        ("ipv6/conf", IPV6, true),
+        (V4, IPV4, true),
+        (V6, IPV6, true),
         ("ipv4/neigh", NEIGHBOURS, false),
         ("ipv6/neigh", NEIGHBOURS, false),
     ] {
         let all = [ALL, NEW].into_iter().filter(|_| for_all);
         let all = all.map(|name| (None, name));
-        let links = links.iter();
-        let links = links.map(|link| (Some(link.index), link.name.as_str()));
+        let links = links.iter().map(|&(index, name)| (Some(index), name));
         // What is written for all links is written to each.
         let mut overwritten = HashSet::new();
         for (link, name) in all.chain(links) {
             for (parameter, default) in parameters {
-                let default = match (name, *parameter) {
-                    (ALL, ACCEPT_SOURCE_ROUTE) => "0",
+                let default = match (place, name, *parameter) {
+                    (V4, ALL, ACCEPT_SOURCE_ROUTE) => "0",
+                    (V4, LO, DISABLE_POLICY | DISABLE_XFRM) => "1",
+                    (V6, LO, USE_TEMPADDR) => "-1",
                     _ => default,
                 };
                 let spreads = SPREADING.contains(parameter);

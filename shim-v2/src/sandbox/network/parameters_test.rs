@@ -1,25 +1,9 @@
 use std::collections::HashMap;
 
-use netlink_packet_route::link::LinkFlags;
-
-use super::super::scan::Backend;
+use super::super::tests::{Namespace, within};
 use super::*;
 
-fn link(index: u32, name: &str) -> Link {
-    Link {
-        index,
-        name: name.to_owned(),
-        mac: [2, 0, 0, 0, 0, 1],
-        mtu: 1500,
-        flags: LinkFlags::Up,
-        tx_queue_len: None,
-        alias: None,
-        vrf: None,
-        backend: Backend::Redirected,
-    }
-}
-
-/// What a guest is told of a namespace with links eth0 and eth1, where these files are set.
+/// What a guest is told of a namespace with eth0 and eth1 where these files are set.
 fn told_of(set: &[(&str, &str)]) -> Vec<String> {
     told_beside("", set)
 }
@@ -27,8 +11,7 @@ fn told_of(set: &[(&str, &str)]) -> Vec<String> {
 /// The same with a command line that sets some itself.
 fn told_beside(line: &str, set: &[(&str, &str)]) -> Vec<String> {
     let kept = of_command_line(line);
-    let links = [link(7, "eth0"), link(9, "eth1")];
-    let links = links.each_ref();
+    let links = [(LOOPBACK, LO), (7, "eth0"), (9, "eth1")];
     let everything = told(&links, &HashSet::new(), |_| Some("?".to_owned()));
     let defaults: HashMap<_, _> = everything
         .into_iter()
@@ -69,6 +52,7 @@ fn a_link_keeps_its_own_where_another_is_set_for_all() {
     let expected = [
         "ipv6/conf/all/disable_ipv6=1",
         "ipv6/conf/default/disable_ipv6=0",
+        "ipv6/conf/lo/disable_ipv6=0 of 1",
         "ipv6/conf/eth0/disable_ipv6=0 of 7",
         "ipv6/conf/eth1/disable_ipv6=0 of 9",
     ];
@@ -79,10 +63,37 @@ fn a_link_keeps_its_own_where_another_is_set_for_all() {
 }
 
 #[test]
+fn of_lo_only_what_somebody_set_is_told() {
+    let set = [
+        ("ipv4/conf/lo/disable_policy", "0"),
+        ("ipv4/conf/lo/rp_filter", "2"),
+    ];
+    let expected = [
+        "ipv4/conf/lo/disable_policy=0 of 1",
+        "ipv4/conf/lo/rp_filter=2 of 1",
+    ];
+    assert_eq!(told_of(&set), expected);
+    let Some(namespace) = Namespace::new() else {
+        eprintln!("skipped: needs root and /dev/net/tun");
+        return;
+    };
+    let read = within(&namespace.path, |_| {
+        Ok(read(iter::empty(), &HashSet::new()))
+    });
+    // Most others of version 4 begin with what this machine has.
+    let own = |name: &str| name.contains("/lo/disable_") || name.starts_with("net/ipv6/conf/lo/");
+    let own: Vec<_> = read
+        .unwrap()
+        .into_iter()
+        .filter(|set| own(&set.file))
+        .collect();
+    assert_eq!(own, []);
+}
+
+#[test]
 fn what_a_kernel_does_not_have_is_left_out() {
     let none = HashSet::new();
-    assert!(told(&[&link(7, "eth0")], &none, |_| None).is_empty());
-    assert!(told(&[], &none, |_| Some("?".to_owned())).is_empty());
+    assert!(told(&[(7, "eth0")], &none, |_| None).is_empty());
     assert_eq!(value("net/core/never_there"), None);
     assert!(value("net/core/somaxconn").unwrap().parse::<u32>().is_ok());
 }
