@@ -22,7 +22,7 @@ const RICH: &str = "
     ip link set veth-a up
     ip link set veth-b up
     n link set eth0 mtu 1450 addr 02:00:00:00:00:07 alias first txqueuelen 500 promisc on
-    n link set net1 alias second txqueuelen 77 allmulticast on
+    n link set net1 alias second txqueuelen 77 group 7 allmulticast on
     n link add net2 type dummy; n link set net2 arp off up
     n addr add 10.77.0.2/24 dev eth0
     n addr add 10.77.0.3/24 dev eth0
@@ -70,7 +70,7 @@ fn the_guest_has_what_is_in_the_namespace_which_stays_as_it_was() {
         "<BROADCAST,MULTICAST,PROMISC,UP>",
         "NOARP",
         "ALLMULTI",
-        "qlen 77 alias second",
+        "group 7 qlen 77 alias second",
         "proto static scope global metric 77 mtu 1300",
         "weight 5",
         "nexthop via fd77::9 dev eth0 weight 4",

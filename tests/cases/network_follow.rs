@@ -111,6 +111,8 @@ fn each_property_that_is_changed_while_a_pod_runs_reaches_it() {
     for (change, then) in [
         ("link set eth0 alias x txqueuelen 77", "qlen 77 alias x"),
         ("link set eth0 alias ''", "qlen 77 <"),
+        ("link set eth0 group 5", "group 5 qlen 77"),
+        ("link set eth0 group default", "group default qlen 77"),
         (
             "link set eth0 promisc on allmulticast on",
             "ALLMULTI,PROMISC",

@@ -226,6 +226,7 @@ impl Mirror<'_> {
             LinkAttribute::IfName(link.name.clone()),
             LinkAttribute::Mtu(link.mtu),
             LinkAttribute::IfAlias(link.alias.clone().unwrap_or_default()),
+            LinkAttribute::Group(link.group),
         ];
         let made = self.made(link.index);
         if made.is_none_or(|made| made.recipe.takes_an_address()) {

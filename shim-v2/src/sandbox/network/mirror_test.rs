@@ -17,6 +17,7 @@ fn link(index: u32, name: &str, mac: u8) -> Link {
         flags: LinkFlags::Up | LinkFlags::Multicast | LinkFlags::Running,
         tx_queue_len: Some(1000),
         alias: None,
+        group: 0,
         vrf: None,
         backend: Backend::Redirected,
     }

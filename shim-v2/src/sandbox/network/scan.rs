@@ -67,6 +67,8 @@ pub struct Link {
     pub tx_queue_len: Option<u32>,
     /// Its other name.
     pub alias: Option<String>,
+    /// The number by which packet filters and others name it among its like.
+    pub group: u32,
     /// The number of the VRF that it is a port of.
     pub vrf: Option<u32>,
     /// What the machine is connected to.
@@ -218,6 +220,7 @@ impl Link {
             flags: message.header.flags & !STATES,
             tx_queue_len: None,
             alias: None,
+            group: 0,
             vrf: None,
             backend: backend(message),
         };
@@ -229,6 +232,7 @@ impl Link {
                 }
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
                 LinkAttribute::TxQueueLen(length) => link.tx_queue_len = Some(*length),
+                LinkAttribute::Group(group) => link.group = *group,
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
                 _ => {}
             }

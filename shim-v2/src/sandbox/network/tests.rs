@@ -410,7 +410,7 @@ const POD: &str = "
     ip link add eth0 type veth peer name a
     ip link add net1 type veth peer name b
     ip link set eth0 mtu 1450 address 02:00:00:00:00:07 alias first
-    ip link set net1 address 02:00:00:00:00:08 txqueuelen 77 allmulticast on
+    ip link set net1 address 02:00:00:00:00:08 txqueuelen 77 group 7 allmulticast on
     ip address add 10.77.0.2/24 brd + dev eth0
     ip address add 10.77.0.3/24 dev eth0
     ip address add 10.77.9.9/32 dev lo
