@@ -1,5 +1,5 @@
-//! Routes by a gateway that no other route leads to: a kernel keeps such a one when the other
-//! goes, as after CNI's plugin vrf, but takes none. So the other is there for a moment.
+//! Routes by gateways that no other route leads to: a kernel keeps such a one when the others
+//! go, as after CNI's plugin vrf, but takes none. So the others are there for a moment.
 //! Pure functions.
 
 use agent_protocol::agent::{NetworkChange, NetworkRefusal};
@@ -11,15 +11,12 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use super::decode::decode;
 use super::netlink::packet;
 
-/// Which of [`around`]'s changes is the route's own.
-pub const ROUTE: u32 = 1;
-/// How many there are.
-pub const CHANGES: u32 = 3;
 /// The least preferred: nobody else's route to the gateway is taken for ours.
 const METRIC: u32 = u32::MAX;
 
-/// What gives the guest a route that it has refused for its gateway; `None` if it was not that.
-pub fn around(change: &NetworkChange, refusal: &NetworkRefusal) -> Option<[NetworkChange; 3]> {
+/// What gives the guest a route that it has refused for a gateway; `None` if it was not that. The
+/// route's own change is the one in the middle.
+pub fn around(change: &NetworkChange, refusal: &NetworkRefusal) -> Option<Vec<NetworkChange>> {
     if ![ENETUNREACH, EHOSTUNREACH].contains(&refusal.errno) {
         return None;
     }
@@ -27,31 +24,54 @@ pub fn around(change: &NetworkChange, refusal: &NetworkRefusal) -> Option<[Netwo
     let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route)) = request.payload else {
         return None;
     };
-    let bridge = to_gateway(&route)?;
+    let bridges = to_gateways(&route);
+    if bridges.is_empty() {
+        return None;
+    }
     let with = |what: &str, flags, request| NetworkChange {
         what: format!("{}, {what}", change.what),
         request: packet(NLM_F_ACK | flags, 1, request),
         ..NetworkChange::default()
     };
     let flags = NLM_F_CREATE | NLM_F_EXCL;
-    let there = RouteNetlinkMessage::NewRoute(bridge.clone());
-    let gone = RouteNetlinkMessage::DelRoute(bridge);
-    Some([
-        with("its gateway", flags, there),
-        change.clone(),
-        with("its gateway, removed", 0, gone),
-    ])
+    let there = bridges.iter().cloned().map(RouteNetlinkMessage::NewRoute);
+    let there = there.map(|bridge| with("its gateway", flags, bridge));
+    let gone = bridges.iter().cloned().map(RouteNetlinkMessage::DelRoute);
+    let gone = gone.map(|bridge| with("its gateway, removed", 0, bridge));
+    Some(there.chain([change.clone()]).chain(gone).collect())
 }
 
-/// A route to a route's gateway, by the same link and in the same table.
-fn to_gateway(route: &RouteMessage) -> Option<RouteMessage> {
-    let gateway = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Gateway(gateway) => Some(gateway.clone()),
-            _ => None,
-        })?;
+/// Routes to a route's gateways, by the same links and in the same table.
+fn to_gateways(route: &RouteMessage) -> Vec<RouteMessage> {
+    let mut own = None;
+    let mut gateways = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(link) => own = Some(*link),
+            RouteAttribute::MultiPath(hops) => {
+                for hop in hops {
+                    let gateway = gateway(&hop.attributes);
+                    gateways.extend(gateway.map(|gateway| (hop.interface_index, gateway)));
+                }
+            }
+            _ => {}
+        }
+    }
+    gateways.extend(own.zip(gateway(&route.attributes)));
+    let bridges = gateways.into_iter();
+    bridges
+        .filter_map(|(link, gateway)| bridge(route, link, gateway))
+        .collect()
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<&RouteAddress> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(gateway) => Some(gateway),
+        _ => None,
+    })
+}
+
+fn bridge(route: &RouteMessage, link: u32, gateway: &RouteAddress) -> Option<RouteMessage> {
     let mut bridge = RouteMessage::default();
     bridge.header = route.header.clone();
     bridge.header.destination_prefix_length = match gateway {
@@ -61,13 +81,14 @@ fn to_gateway(route: &RouteMessage) -> Option<RouteMessage> {
     };
     bridge.header.source_prefix_length = 0;
     bridge.header.scope = RouteScope::Link;
-    let kept = route
-        .attributes
-        .iter()
-        .filter(|attribute| matches!(attribute, RouteAttribute::Oif(_) | RouteAttribute::Table(_)));
-    bridge.attributes = kept.cloned().collect();
-    bridge.attributes.push(RouteAttribute::Destination(gateway));
-    bridge.attributes.push(RouteAttribute::Priority(METRIC));
+    let is_table = |attribute: &&RouteAttribute| matches!(attribute, RouteAttribute::Table(_));
+    let table = route.attributes.iter().filter(is_table);
+    bridge.attributes = table.cloned().collect();
+    bridge.attributes.extend([
+        RouteAttribute::Oif(link),
+        RouteAttribute::Destination(gateway.clone()),
+        RouteAttribute::Priority(METRIC),
+    ]);
     Some(bridge)
 }
 
@@ -75,6 +96,7 @@ fn to_gateway(route: &RouteMessage) -> Option<RouteMessage> {
 mod tests {
     use netlink_packet_core::NetlinkMessage;
     use netlink_packet_route::AddressFamily;
+    use netlink_packet_route::route::RouteNextHop;
 
     use super::*;
 
@@ -96,6 +118,16 @@ mod tests {
         }
     }
 
+    fn told(change: &NetworkChange) -> RouteMessage {
+        let request = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&change.request);
+        match request.unwrap().payload {
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+            ) => route,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn the_gateway_is_reached_for_as_long_as_it_takes() {
         let gateway: std::net::Ipv4Addr = "10.0.0.1".parse().unwrap();
@@ -105,23 +137,41 @@ mod tests {
             RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
         ]);
         let changes = around(&by, &refusal(ENETUNREACH)).unwrap();
-        assert_eq!(changes.len(), CHANGES as usize);
-        assert_eq!(changes[ROUTE as usize], by);
-        let told = |change: &NetworkChange| {
-            let request = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&change.request);
-            match request.unwrap().payload {
-                NetlinkPayload::InnerMessage(
-                    RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
-                ) => route,
-                other => panic!("{other:?}"),
-            }
+        let [there, own, gone] = &changes[..] else {
+            panic!("{changes:?}");
         };
-        let bridge = told(&changes[0]);
-        assert_eq!(told(&changes[2]), bridge);
+        assert_eq!(*own, by);
+        let bridge = told(there);
+        assert_eq!(told(gone), bridge);
         assert_eq!(bridge.header.destination_prefix_length, 32);
         let of = RouteAttribute::Destination(RouteAddress::Inet(gateway));
         for attribute in [of, RouteAttribute::Oif(2), RouteAttribute::Table(1000)] {
             assert!(bridge.attributes.contains(&attribute), "{bridge:?}");
+        }
+    }
+
+    #[test]
+    fn so_is_each_of_several_gateways() {
+        let hop = |link: u8| {
+            let mut hop = RouteNextHop::default();
+            hop.interface_index = link.into();
+            let gateway = RouteAddress::Inet([10, 0, link, 1].into());
+            hop.attributes = vec![RouteAttribute::Gateway(gateway)];
+            hop
+        };
+        let by = change(vec![RouteAttribute::MultiPath(vec![hop(2), hop(3)])]);
+        let changes = around(&by, &refusal(ENETUNREACH)).unwrap();
+        assert_eq!(changes.len(), 5);
+        assert_eq!(changes[changes.len() / 2], by);
+        for (number, link) in [(0, 2), (1, 3), (3, 2), (4, 3)] {
+            let bridge = told(&changes[number]);
+            let to = RouteAddress::Inet([10, 0, link, 1].into());
+            for attribute in [
+                RouteAttribute::Oif(link.into()),
+                RouteAttribute::Destination(to),
+            ] {
+                assert!(bridge.attributes.contains(&attribute), "{bridge:?}");
+            }
         }
     }
 

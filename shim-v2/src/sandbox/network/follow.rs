@@ -363,7 +363,8 @@ impl Task {
             let step = steps.get(refusal.change as usize);
             match step.and_then(|step| detour::around(&step.change, &refusal)) {
                 Some(detour) => {
-                    tried.push(refusal.change);
+                    let own = changes.len() + detour.len() / 2;
+                    tried.push((own as u32, refusal.change));
                     changes.extend(detour);
                 }
                 None => stay.push(refusal),
@@ -373,8 +374,8 @@ impl Task {
             return Ok(stay);
         }
         for refusal in self.agent.configure_network(changes).await? {
-            let change = tried.get((refusal.change / detour::CHANGES) as usize);
-            if let (Some(&change), detour::ROUTE) = (change, refusal.change % detour::CHANGES) {
+            let tried = tried.iter().find(|(own, _)| *own == refusal.change);
+            if let Some(&(_, change)) = tried {
                 stay.push(NetworkRefusal { change, ..refusal });
             }
         }
