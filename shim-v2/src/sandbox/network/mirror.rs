@@ -13,7 +13,7 @@ use netlink_packet_core::{
     NLA_TYPE_MASK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, Nla,
 };
 use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeader, AddressHeaderFlags, AddressMessage,
+    AddressAttribute, AddressFlags, AddressHeader, AddressHeaderFlags, AddressMessage, CacheInfo,
 };
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -292,9 +292,16 @@ impl Mirror<'_> {
             | AddressAttribute::Local(_)
             | AddressAttribute::Label(_)
             | AddressAttribute::Broadcast(_)
+            | AddressAttribute::RoutePriority(_)
             | AddressAttribute::Protocol(_) => true,
             _ => false,
         });
+        // With version 4 a kernel does not say so by the life of one that stays for ever.
+        if flags.contains(AddressFlags::Deprecated) && renewed.is_none() {
+            let mut life = CacheInfo::default();
+            (life.ifa_preferred, life.ifa_valid) = (0, u32::MAX);
+            wanted.attributes.push(AddressAttribute::CacheInfo(life));
+        }
         let flags = flags & ADDRESS_FLAGS | AddressFlags::Noprefixroute | AddressFlags::Nodad;
         wanted.header.flags = AddressHeaderFlags::empty();
         wanted.attributes.push(AddressAttribute::Flags(flags));

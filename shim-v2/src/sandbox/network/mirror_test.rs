@@ -143,6 +143,31 @@ fn an_address_brings_no_route_and_is_not_contested() {
 }
 
 #[test]
+fn an_address_that_is_not_preferred_and_its_metric_stay_so() {
+    let (mut scan, guest) = one_link();
+    let mut address = AddressMessage::default();
+    address.header.index = 7;
+    let mut life = CacheInfo::default();
+    (life.ifa_preferred, life.ifa_valid) = (u32::MAX, u32::MAX);
+    let metric = AddressAttribute::RoutePriority(50);
+    address.attributes = vec![
+        AddressAttribute::Local("10.0.0.2".parse().unwrap()),
+        metric.clone(),
+        AddressAttribute::CacheInfo(life),
+        AddressAttribute::Flags(AddressFlags::Permanent | AddressFlags::Deprecated),
+    ];
+    scan.addresses = vec![address];
+    let items = mirrored((scan, guest));
+    let RouteNetlinkMessage::NewAddress(message) = request(&items[2].add) else {
+        panic!("{items:?}");
+    };
+    life.ifa_preferred = 0;
+    for attribute in [metric, AddressAttribute::CacheInfo(life)] {
+        assert!(message.attributes.contains(&attribute), "{message:?}");
+    }
+}
+
+#[test]
 fn an_address_with_another_label_is_another_one() {
     let (mut scan, guest) = one_link();
     let labels = ["eth0", "eth0:x"].map(|label| {

@@ -10,7 +10,7 @@ use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
@@ -389,13 +389,29 @@ fn is_ip(family: AddressFamily) -> bool {
 }
 
 /// Cached routes are no configuration, and the guest's kernel makes those to its own addresses
-/// itself: in the local table, or in that of a VRF.
+/// itself: in the local table, or in that of a VRF. Those to whole networks, which come with
+/// addresses of lo, it makes for the usual one only.
 fn wants_route(route: &RouteMessage) -> bool {
     use RouteType::{Anycast, Broadcast, Local, Multicast};
     let to_itself = matches!(route.header.kind, Local | Broadcast | Anycast | Multicast);
     let own = route.header.protocol == RouteProtocol::Kernel
-        && (to_itself || table(route) == LOCAL_TABLE);
+        && (to_itself || table(route) == LOCAL_TABLE)
+        && !is_to_network_of_lo(route);
     is_ip(route.header.address_family) && !own && !route.header.flags.contains(RouteFlags::Cloned)
+}
+
+fn is_to_network_of_lo(route: &RouteMessage) -> bool {
+    let header = &route.header;
+    let to = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(ip),
+            _ => None,
+        });
+    header.kind == RouteType::Local
+        && header.destination_prefix_length < 32
+        && to.is_some_and(|ip| !ip.is_loopback())
 }
 
 /// Next hops name links by their numbers, which are others in the guest.

@@ -263,6 +263,22 @@ fn routes_of_all_tables_are_wanted_but_those_the_guest_makes_itself() {
 }
 
 #[test]
+fn of_routes_to_networks_of_lo_only_the_usual_one_is_not_wanted() {
+    for (ip, prefix, wanted) in [
+        ([10, 0, 0, 0], 24, true),
+        ([10, 0, 0, 1], 32, false),
+        ([127, 0, 0, 0], 8, false),
+    ] {
+        let mut local = route(255, RouteProtocol::Kernel);
+        local.header.kind = RouteType::Local;
+        local.header.destination_prefix_length = prefix;
+        let to = RouteAddress::Inet(ip.into());
+        local.attributes = vec![RouteAttribute::Destination(to)];
+        assert_eq!(wants_route(&local), wanted, "{local:?}");
+    }
+}
+
+#[test]
 fn the_rules_every_namespace_has_are_not_wanted() {
     let rule = |priority, table| {
         let mut rule = RuleMessage::default();

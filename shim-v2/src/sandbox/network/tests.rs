@@ -414,6 +414,7 @@ const POD: &str = "
     ip address add 10.77.0.2/24 brd + dev eth0
     ip address add 10.77.0.3/24 dev eth0
     ip address add 10.77.9.9/32 dev lo
+    ip address add 10.76.0.1/24 dev lo metric 9 valid_lft forever preferred_lft 0
     ip address add fd77::2/64 dev eth0 nodad
     ip address add 10.78.0.2 peer 10.78.0.1/32 dev net1
     for link in eth0 net1 a b; do ip link set dev $link up; done
