@@ -44,6 +44,7 @@ mod network_netfilter;
 mod network_plugins;
 mod network_port;
 mod network_stacked;
+mod network_random;
 mod network_transfer;
 mod refusals;
 mod replay;
