@@ -228,7 +228,8 @@ impl Plan {
             (length, format!("{broadcast} {scope} {label}"))
         } else {
             let length = self.pick("64|64|128|126|48");
-            (length, self.maybe("nodad|home|mngtmpaddr"))
+            // One of a link that is down would be tried out for ever.
+            (length, format!("nodad {}", self.maybe("home|mngtmpaddr")))
         };
         let more = self.maybe("noprefixroute|metric 50|proto 0x5");
         let life = self.maybe("valid_lft forever preferred_lft 0");
