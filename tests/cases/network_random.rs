@@ -142,11 +142,19 @@ impl Plan {
     fn new_link(&mut self) -> String {
         let number = self.made();
         let name = self.pick("eth|net|a.b-c_d|Z+|veth1234567|0x|e.100.|all") + &number.to_string();
-        let made = match self.below(5) {
-            0 => format!("f link add {name} netns random link of-mac type macvlan mode bridge"),
-            1 => format!("f link add {name} netns random link of-ip type ipvlan mode l2"),
-            2 => format!("f link add {name} netns random link of-vlan type vlan id {number}"),
-            3 => format!("n link add {name} type dummy"),
+        let below = self.links.get(self.made as usize % 3).cloned();
+        let made = match (self.below(7), below) {
+            (5, Some(lower)) => format!("n link add {name} link {lower} type vlan id {number}"),
+            (6, Some(lower)) => {
+                let kind = self.pick("macvlan mode private|macvlan mode vepa|ipvlan mode l2");
+                format!("n link add {name} link {lower} type {kind}")
+            }
+            (0, _) => {
+                format!("f link add {name} netns random link of-mac type macvlan mode bridge")
+            }
+            (1, _) => format!("f link add {name} netns random link of-ip type ipvlan mode l2"),
+            (2, _) => format!("f link add {name} netns random link of-vlan type vlan id {number}"),
+            (3, _) => format!("n link add {name} type dummy"),
             _ => format!(
                 "f link add far{number} type veth peer name {name} netns random; f link set far{number} up"
             ),
@@ -195,7 +203,7 @@ impl Plan {
 
     fn property(&mut self, name: &str) -> String {
         let values = [
-            "mtu 1500|mtu 1400|mtu 1280|mtu 9000",
+            "mtu 1500|mtu 1400|mtu 1280|mtu 1200|mtu 9000",
             "txqueuelen 1|txqueuelen 0|txqueuelen 77",
             "alias x|alias 'two words'|alias ''|alias a/b:c",
             "promisc on|promisc off|allmulticast on|allmulticast off",

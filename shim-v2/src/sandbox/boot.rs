@@ -198,9 +198,7 @@ pub async fn boot(
     drop((nics, files, listener));
     let network = tokio::task::spawn_blocking(|| network.with_parameters());
 
-    bell.set_nonblocking(true)
-        .map_err(host("wait for the agent"))?;
-    let bell = tokio::net::UnixListener::from_std(bell).map_err(host("wait for the agent"))?;
+    let bell = listen(bell).map_err(host("wait for the agent"))?;
     let rung = wait_for_agent(&bell, &nonce);
     unless_over(rung, vmm.gone(), cancelled).await?;
     crate::log::timeline("agent_announced");
@@ -210,8 +208,8 @@ pub async fn boot(
     let agent = Agent::connect(&vsock, vmm.gone()).await?;
     let mut network = connected(network.await)?;
     if let Some(loopback) = network.loopback.take() {
-        forward::start(loopback, vsock.clone(), vmm.gone())
-            .map_err(host("serve the pod's loopback"))?;
+        let started = forward::start(loopback, vsock.clone(), vmm.gone());
+        started.map_err(host("serve the pod's loopback"))?;
     }
     let slots = Nics::new(network.redirects.len(), control.clone(), agent.clone());
     let network = Follower::start(network, slots, agent.clone(), vmm.gone()).await?;
@@ -245,6 +243,11 @@ async fn connect_network(
 fn connected<T>(done: Result<Result<T, NetworkError>, JoinError>) -> Result<T, BootError> {
     let done = done.map_err(|error| host("connect the network")(io::Error::other(error)))?;
     Ok(done?)
+}
+
+fn listen(bell: UnixListener) -> io::Result<tokio::net::UnixListener> {
+    bell.set_nonblocking(true)?;
+    tokio::net::UnixListener::from_std(bell)
 }
 
 /// Waits until the agent announced itself.

@@ -50,6 +50,8 @@ pub enum Kind {
         /// Its name.
         name: String,
     },
+    /// That a link makes no addresses of its own.
+    AddressMode,
     /// That a link is a port of a VRF.
     Port,
     /// That a link is up.
@@ -168,7 +170,9 @@ impl Item {
         match self.kind {
             Kind::Address(_) | Kind::Route | Kind::Neighbour => swept != Swept::Nothing,
             Kind::Parameter { of_link, .. } => of_link && swept >= Swept::Parameters,
-            Kind::Made | Kind::Link { .. } | Kind::Port | Kind::Up => swept == Swept::Links,
+            Kind::Made | Kind::Link { .. } | Kind::AddressMode | Kind::Port | Kind::Up => {
+                swept == Swept::Links
+            }
             _ => false,
         }
     }

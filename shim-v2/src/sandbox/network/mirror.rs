@@ -99,6 +99,7 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
     items.extend(of_vrfs.into_iter().map(rule));
     items.extend(scan.made.iter().filter_map(|made| mirror.make(made)));
     items.extend(links().map(|(link, index)| mirror.set_up(link, index)));
+    items.extend(links().filter_map(|(link, index)| no_own_addresses(link, index)));
     // A link that joins loses routes and addresses.
     items.extend(links().filter_map(|(link, index)| mirror.port(link, index)));
     let parameters = scan.parameters.iter();
@@ -122,6 +123,22 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
     let neighbours = scan.neighbours.iter();
     items.extend(neighbours.filter_map(|neighbour| mirror.neighbour(neighbour)));
     items
+}
+
+/// `None` for a link that has no IPv6. Not with its settings: an MTU gives it IPv6 only when the
+/// request for that is done.
+fn no_own_addresses(link: &Link, index: u32) -> Option<Item> {
+    let to = |mode| {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let inet6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)]);
+        message.attributes = vec![LinkAttribute::AfSpecUnspec(vec![inet6])];
+        (0, RouteNetlinkMessage::SetLink(message))
+    };
+    let what = format!("link {}, no addresses of its own", link.name);
+    let (add, (_, remove)) = (to(In6AddrGenMode::None), to(In6AddrGenMode::Eui64));
+    let item = Item::new(what, Kind::AddressMode, add, remove);
+    (link.mtu >= IPV6_MIN_MTU).then_some(item)
 }
 
 fn bring_up(link: &Link, index: u32) -> Item {
@@ -232,12 +249,6 @@ impl Mirror<'_> {
         if made.is_none_or(|made| made.recipe.takes_an_address()) {
             let mac = LinkAttribute::Address(link.mac.to_vec());
             message.attributes.push(mac);
-        }
-        if link.mtu >= IPV6_MIN_MTU {
-            let own_addresses = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
-            let inet6 = AfSpecUnspec::Inet6(vec![own_addresses]);
-            let attribute = LinkAttribute::AfSpecUnspec(vec![inet6]);
-            message.attributes.push(attribute);
         }
         let queue = link.tx_queue_len.map(LinkAttribute::TxQueueLen);
         message.attributes.extend(queue);
