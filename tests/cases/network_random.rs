@@ -46,7 +46,7 @@ fn network(seed: u64) {
     let task = namespace.run();
     same(&task, &namespace.path());
     // While nothing changes, nothing is left.
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         task.destroy();
         assert_eq!(namespace.whole(), before);
         return;
