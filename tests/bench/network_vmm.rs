@@ -106,12 +106,14 @@ impl Drop for Machine {
     }
 }
 
-/// Packs the node's iperf3 and the libraries it links to into a second archive, after the first.
+/// Packs the node's iperf3 and the libraries it links to into a second archive, after the first;
+/// and libgcc_s, which pthread_cancel() opens when a test of datagrams ends, or aborts.
 fn add_iperf3(files: &Vm) {
     let (tree, initramfs) = (files.path("iperf3"), files.initramfs());
     node(&format!(
         "mkdir {tree}; cd {tree}
-         cp -L --parents /usr/bin/iperf3 $(ldd /usr/bin/iperf3 | grep -o '/[^ ]*') .
+         cp -L --parents /usr/bin/iperf3 $(ldd /usr/bin/iperf3 | grep -o '/[^ ]*') \
+             /lib/x86_64-linux-gnu/libgcc_s.so.1 .
          find . | cpio --create --format=newc --quiet >>{}",
         initramfs.display(),
         tree = tree.display()
