@@ -19,6 +19,7 @@ const POD: &str = "
     n addr add 10.75.8.2/24 dev ip0; n link set ip0 up
     n link add link eth0 name mac0 address 02:00:00:00:75:09 type macvlan mode private
     n addr add 10.75.9.2/24 dev mac0; n link set mac0 up
+    n link add link eth0 name idle0 type vlan id 9
     n route add default via 10.75.7.1";
 
 /// What is at the other end of it.
@@ -136,6 +137,10 @@ fn links_on_a_link_come_and_go_while_the_pod_runs() {
     reaches("10.75.8.1");
     change("n link set eth0.7 mtu 1300; n link set ip0 down; n addr add 10.75.7.3/24 dev eth0.7");
     change("n link set eth0 down; n link set eth0 up; n link set ip0 up");
+    // A link takes along those on it when it goes up, and an ipvlan to another MTU.
+    change("n link set eth0 down; n link set eth0 up; n link set eth0.7 down");
+    change("n link set eth0 mtu 9000; n link set eth0.7 mtu 9000; n link set ip0 mtu 1400");
+    change("n link set eth0.7 up");
     change("n link set eth0.7 name tagged");
     reaches("10.75.7.1");
     // With the one below go those above, and with another one others come.

@@ -4,7 +4,7 @@
 
 use agent_protocol::agent::{NetworkChange, NetworkRefusal};
 use libc::{EHOSTUNREACH, ENETUNREACH};
-use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NetlinkPayload};
+use netlink_packet_core::{NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteScope};
 
@@ -33,7 +33,8 @@ pub fn around(change: &NetworkChange, refusal: &NetworkRefusal) -> Option<Vec<Ne
         request: packet(NLM_F_ACK | flags, 1, request),
         ..NetworkChange::default()
     };
-    let flags = NLM_F_CREATE | NLM_F_EXCL;
+    // One gateway may be behind several links.
+    let flags = NLM_F_CREATE | NLM_F_APPEND;
     let there = bridges.iter().cloned().map(RouteNetlinkMessage::NewRoute);
     let there = there.map(|bridge| with("its gateway", flags, bridge));
     let gone = bridges.iter().cloned().map(RouteNetlinkMessage::DelRoute);

@@ -54,7 +54,7 @@ pub enum Kind {
     AddressMode,
     /// That a link is a port of a VRF.
     Port,
-    /// That a link is up.
+    /// That a link is up; of one that the guest makes, whether it is.
     Up,
     /// An address of a list.
     Address(AddressList),
@@ -247,6 +247,7 @@ impl Difference {
             let name = &item.remove[..];
             after.contains(name) && !misplaced.contains(name)
         };
+        let stacked = wanted.iter().any(|item| item.kind == Kind::Made);
         let mut swept = Swept::Nothing;
         let mut difference = Self::default();
         for item in given.iter().rev() {
@@ -266,6 +267,8 @@ impl Difference {
             };
             let adds = effect != Effect::Again(number);
             swept = swept.max(match item.kind {
+                // Those that were made on a link follow it, up, too, and to another MTU.
+                Kind::Link { .. } | Kind::Up if adds && stacked => Swept::Links,
                 // With another MTU or Ethernet address a link may lose what it has.
                 Kind::Link { .. } if effect == Effect::Change(number) => Swept::Parameters,
                 Kind::Parameter { spreads: true, .. } if adds => Swept::Parameters,

@@ -128,6 +128,11 @@ fn a_link_that_is_made_anew_is_given_all_it_had() {
         "route",
     ];
     assert_eq!(whats(&steps), expected);
+    // What is on a link follows its changes.
+    let mut higher = made_on("one");
+    higher[2].add = vec![9];
+    let again = Difference::between(&made_on("one"), &higher).steps(&higher, &[]);
+    assert_eq!(whats(&again), ["link 2", "up", "address", "route"]);
     // That one did not go with its lower link is no complaint.
     let there = outcome(&[], made_on("other"), &steps, vec![refusal(2, EEXIST)]);
     assert_eq!(there, (made_on("other"), Vec::new()));

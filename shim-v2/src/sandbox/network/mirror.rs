@@ -90,7 +90,6 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
         let links = scan.all_links();
         links.filter_map(move |link| Some((link, guest(link)?)))
     };
-    let up = |(link, _): &(&Link, u32)| link.flags.contains(LinkFlags::Up);
     // Before anything can pass them.
     let filters = scan.filters.as_ref().map(|filters| &filters.tables[..]);
     let mut items = replay::items(filters.unwrap_or_default(), |host| mirror.index(host));
@@ -104,11 +103,10 @@ pub fn items(scan: &Scan, pairs: &[Pair]) -> Vec<Item> {
     items.extend(links().filter_map(|(link, index)| mirror.port(link, index)));
     let parameters = scan.parameters.iter();
     items.extend(parameters.filter_map(|parameter| mirror.parameter(parameter)));
-    items.extend(
-        links()
-            .filter(up)
-            .map(|(link, index)| bring_up(link, index)),
-    );
+    // A link that goes up takes along what was made on it.
+    let is_made = |link: &Link| mirror.made(link.index).is_some();
+    let told = |(link, _): &(&Link, u32)| link.flags.contains(LinkFlags::Up) || is_made(link);
+    items.extend(links().filter(told).map(|(link, index)| bring(link, index)));
     let is_v6 = |address: &&AddressMessage| address.header.family == AddressFamily::Inet6;
     let (v6, v4): (Vec<_>, Vec<_>) = scan.addresses.iter().partition(is_v6);
     // A kernel lists them in the order of its preference: with version 4 a new one is the last,
@@ -141,21 +139,20 @@ fn no_own_addresses(link: &Link, index: u32) -> Option<Item> {
     (link.mtu >= IPV6_MIN_MTU).then_some(item)
 }
 
-fn bring_up(link: &Link, index: u32) -> Item {
+/// Up, or down.
+fn bring(link: &Link, index: u32) -> Item {
     let to = |flags| {
         let mut message = LinkMessage::default();
         message.header.index = index;
         message.header.flags = flags;
         message.header.change_mask = LinkFlags::Up;
-        RouteNetlinkMessage::SetLink(message)
+        (0, RouteNetlinkMessage::SetLink(message))
     };
-    let what = format!("link {}, up", link.name);
-    Item::new(
-        what,
-        Kind::Up,
-        (0, to(LinkFlags::Up)),
-        to(LinkFlags::empty()),
-    )
+    let up = link.flags & LinkFlags::Up;
+    let state = if up.is_empty() { "down" } else { "up" };
+    let what = format!("link {}, {state}", link.name);
+    let (_, remove) = to(LinkFlags::empty());
+    Item::new(what, Kind::Up, to(up), remove)
 }
 
 fn is_of_vrfs(rule: &RuleMessage) -> bool {

@@ -400,6 +400,8 @@ fn a_link_on_another_one_is_made_on_the_guests() {
         on(21, "ip0", InfoKind::IpVlan, ipvlan, 20),
         on(22, "lost", InfoKind::Vlan, vlan, 99),
     ];
+    // What is below would take it up.
+    scan.made[1].link.flags = LinkFlags::empty();
     let items = mirrored((&scan, guest.clone()));
     let expected = [
         "vlan eth0.7",
@@ -409,7 +411,7 @@ fn a_link_on_another_one_is_made_on_the_guests() {
         "link ip0",
         "link eth0, up",
         "link eth0.7, up",
-        "link ip0, up",
+        "link ip0, down",
     ];
     assert_eq!(whats(&items), expected);
     let made_on = |item: &Item| {

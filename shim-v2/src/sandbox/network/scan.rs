@@ -14,6 +14,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::sys::utsname::uname;
 
 use super::made::{Made, Recipe, is_elsewhere};
 use super::mirror::describe;
@@ -80,7 +81,7 @@ pub struct Link {
 pub struct Scan {
     /// Those that carry the pod's traffic, in the order in which they came to be.
     pub links: Vec<Link>,
-    /// Those that the guest makes itself, in the same order.
+    /// Those that the guest makes itself, each behind the one that it is made on.
     pub made: Vec<Made>,
     /// Those that carry the pod's traffic, by their numbers, whose tap of ours is there and up.
     pub tapped: Vec<u32>,
@@ -116,7 +117,7 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
         Message::NewLink(link) => Some(link),
         _ => None,
     });
-    let mut scan = carried(links);
+    let mut scan = carried(links, tells_namespaces());
     if scan.all_links().next().is_none() {
         return Ok(scan);
     }
@@ -147,15 +148,26 @@ pub fn scan(netlink: &mut Netlink) -> Result<Scan, NetworkError> {
     Ok(scan)
 }
 
+/// Since Linux 5.18.
+fn tells_namespaces() -> bool {
+    let release = uname().map(|name| name.release().to_string_lossy().into_owned());
+    let release = release.unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map(str::parse::<u32>);
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or_default();
+    (next(), next()) >= (5, 18)
+}
+
 /// The links that the guest is to have, oldest first, and those that it should have and cannot.
 /// One that is down is carried, too, for the time when it is up; that it cannot be is no problem.
-fn carried(links: impl Iterator<Item = LinkMessage>) -> Scan {
+/// Whether a kernel tells the namespace of the link that another one was made on: if not, it may
+/// be of any.
+fn carried(links: impl Iterator<Item = LinkMessage>, tells_namespaces: bool) -> Scan {
     let links: Vec<LinkMessage> = links.collect();
     let kind_of = |index| {
         let of_index = links.iter().find(|link| link.header.index == index);
         of_index.and_then(kind)
     };
-    let mut scan = Scan::default();
+    let (mut scan, mut made) = (Scan::default(), Vec::new());
     for message in &links {
         let mut link = Link::of(message);
         let (kind, controller) = (kind(message), controller(message));
@@ -176,24 +188,30 @@ fn carried(links: impl Iterator<Item = LinkMessage>) -> Scan {
             _ => {}
         }
         let controller = controller.filter(|_| link.vrf.is_none());
-        let problem = unfit(message, &links)
+        let recipe =
+            Recipe::of(message, &links).filter(|recipe| tells_namespaces || recipe.lower.is_none());
+        let problem = unfit(message, recipe.as_ref(), &links)
             .or_else(|| controller.map(|index| format!("is a port of link {index}")));
         match problem {
-            None => match Recipe::of(message, &links) {
-                Some(recipe) => scan.made.push(Made { link, recipe }),
+            None => match recipe {
+                Some(recipe) => made.push(Made { link, recipe }),
                 None => scan.links.push(link),
             },
             Some(problem) => report(&mut scan.problems, link, problem),
         }
     }
     scan.links.sort_by_key(|link| link.index);
-    scan.made.sort_by_key(|made| made.link.index);
-    let is_baseless = |scan: &Scan, made: &Made| {
+    made.sort_by_key(|made| made.link.index);
+    // One below another comes first, whatever its number.
+    let has_lower = |scan: &Scan, made: &Made| {
         let lower = made.recipe.lower;
-        lower.is_some_and(|lower| !scan.carries(lower))
+        lower.is_none_or(|lower| scan.carries(lower))
     };
-    while let Some(at) = scan.made.iter().position(|made| is_baseless(&scan, made)) {
-        let Made { link, recipe } = scan.made.remove(at);
+    while let Some(at) = made.iter().position(|made| has_lower(&scan, made)) {
+        let next = made.remove(at);
+        scan.made.push(next);
+    }
+    for Made { link, recipe } in made {
         let problem = format!("is a {} made on a link that is not carried", recipe.kind);
         report(&mut scan.problems, link, problem);
     }
@@ -286,7 +304,7 @@ fn backend(message: &LinkMessage) -> Backend {
 }
 
 /// What is special about a link that no machine can be connected to.
-fn unfit(message: &LinkMessage, links: &[LinkMessage]) -> Option<String> {
+fn unfit(message: &LinkMessage, recipe: Option<&Recipe>, links: &[LinkMessage]) -> Option<String> {
     use InfoKind::{
         ErSpan, Geneve, GreTap, GreTap6, Ip6ErSpan, IpVlan, IpVtap, MacSec, MacVlan, MacVtap, Vlan,
         Vrf, Vxlan,
@@ -303,7 +321,7 @@ fn unfit(message: &LinkMessage, links: &[LinkMessage]) -> Option<String> {
     if mode == Some(true) {
         return Some("is an ipvlan of mode l3s".to_owned());
     }
-    if Recipe::of(message, links).is_some() {
+    if recipe.is_some() {
         return None;
     }
     match kind(message)? {

@@ -36,7 +36,7 @@ fn links_are_carried_in_the_order_they_came_to_be() {
     late.attributes.push(LinkAttribute::LinkNetNsId(0));
     let first = of_kind(message(3, "eth0", up), InfoKind::Veth);
     let down = of_kind(message(5, "net2", LinkFlags::empty()), InfoKind::Dummy);
-    let links = carried([lo, tunnel, late, down, first].into_iter()).links;
+    let links = carried([lo, tunnel, late, down, first].into_iter(), true).links;
     assert_eq!(names(&links), ["eth0", "net2", "net1"]);
     assert_eq!((links[0].mac, links[0].mtu), ([2, 0, 0, 0, 0, 3], 1450));
 }
@@ -46,7 +46,7 @@ fn a_bridge_is_carried_and_its_ports_are_not() {
     let mut port = message(2, "port", LinkFlags::Up);
     port.attributes.push(LinkAttribute::Controller(3));
     let bridge = of_kind(message(3, "br0", LinkFlags::Up), InfoKind::Bridge);
-    let links = carried([port, bridge].into_iter()).links;
+    let links = carried([port, bridge].into_iter(), true).links;
     assert_eq!(names(&links), ["br0"]);
 }
 
@@ -68,7 +68,7 @@ fn a_vrf_is_the_guests_own_and_its_ports_are_carried() {
         LinkInfo::Data(data),
     ]));
     let net1 = message(7, "net1", LinkFlags::Up);
-    let scan = carried([eth0, bridge, port, red, net1].into_iter());
+    let scan = carried([eth0, bridge, port, red, net1].into_iter(), true);
     assert_eq!(names(&scan.links), ["eth0", "br0", "net1"]);
     let vrfs: Vec<_> = scan.links.iter().map(|link| link.vrf).collect();
     assert_eq!(vrfs, [Some(6), Some(6), None]);
@@ -89,7 +89,7 @@ fn a_link_is_of_its_kind_whatever_else_is_told_of_it() {
     bridge.attributes.push(LinkAttribute::Other(info));
     let mut port = message(2, "port", LinkFlags::Up);
     port.attributes.push(LinkAttribute::Controller(3));
-    let scan = carried([port, bridge].into_iter());
+    let scan = carried([port, bridge].into_iter(), true);
     assert_eq!(names(&scan.links), ["br0"]);
     assert!(scan.problems.is_empty());
 }
@@ -109,7 +109,7 @@ fn our_taps_are_none_of_the_pods_links() {
     let tap = |name| of_kind(message(8, name, LinkFlags::Up), InfoKind::Tun);
     let mut down = tap("husk9");
     down.header.flags = LinkFlags::empty();
-    let scan = carried([tap("husk7"), down, tap("huskies")].into_iter());
+    let scan = carried([tap("husk7"), down, tap("huskies")].into_iter(), true);
     assert_eq!(
         (names(&scan.links), scan.tapped),
         (vec!["huskies"], vec![7])
@@ -124,7 +124,7 @@ fn what_waits_for_a_machine_is_used_directly() {
         message
             .attributes
             .extend([LinkAttribute::Carrier(carrier), of_the_host]);
-        carried([message].into_iter()).links[0].backend
+        carried([message].into_iter(), true).links[0].backend
     };
     assert_eq!(with(InfoKind::Tun, 0), Backend::Tap);
     assert_eq!(with(InfoKind::Tun, 1), Backend::Redirected);
@@ -162,18 +162,24 @@ fn what_is_made_on_a_link_of_the_namespace_is_the_guests_own() {
     let mut far = vlan(6, "far", 3);
     far.attributes.push(LinkAttribute::LinkNetNsId(0));
     let links = [
-        vlan(9, "eth0.7.7", 8),
+        vlan(2, "eth0.7.7", 8),
         vlan(8, "eth0.7", 3),
         macvlan(10, "mac0", MacVlanMode::Bridge),
         far,
         vlan(11, "port.7", 5),
         vlan(12, "port.7.7", 11),
+        vlan(14, "ring0", 15),
+        vlan(15, "ring1", 14),
         macvlan(13, "some0", MacVlanMode::Source),
         eth0,
         bridge,
         port,
     ];
-    let scan = carried(links.into_iter());
+    // Where a kernel does not tell it, they may be on links of another namespace.
+    let unsure = carried(links.clone().into_iter(), false);
+    assert_eq!(unsure.made, []);
+    assert_eq!(unsure.problems.len(), 8);
+    let scan = carried(links.into_iter(), true);
     assert_eq!(names(&scan.links), ["eth0", "br0", "far"]);
     let made: Vec<_> = scan
         .made
@@ -197,10 +203,13 @@ fn what_is_made_on_a_link_of_the_namespace_is_the_guests_own() {
     let mode = InfoData::MacVlan(vec![InfoMacVlan::Mode(MacVlanMode::Bridge)]);
     assert_eq!(scan.made[2].recipe.data, mode);
     let problems: Vec<_> = scan.problems.iter().map(ToString::to_string).collect();
-    for (problem, words) in problems.iter().zip(["some0", "port.7 ", "port.7.7"]) {
+    for (problem, words) in problems
+        .iter()
+        .zip(["some0", "port.7 ", "port.7.7", "ring0", "ring1"])
+    {
         assert!(problem.contains(words), "{words}: {problems:?}");
     }
-    assert_eq!(problems.len(), 3);
+    assert_eq!(problems.len(), 5);
 }
 
 #[test]
@@ -222,10 +231,10 @@ fn a_link_that_cannot_be_carried_is_named_if_it_is_up() {
         (vlan, "a vlan made on another link of the namespace"),
         (ipvlan, "mode l3s"),
     ] {
-        let scan = carried([link.clone()].into_iter());
+        let scan = carried([link.clone()].into_iter(), true);
         assert!(scan.links.is_empty() && scan.problems.is_empty());
         link.header.flags = LinkFlags::Up;
-        let scan = carried([link].into_iter());
+        let scan = carried([link].into_iter(), true);
         let error = scan.problems[0].to_string();
         assert!(scan.links.is_empty() && error.contains(words), "{error}");
     }
@@ -307,7 +316,7 @@ fn the_rules_every_namespace_has_are_not_wanted() {
 
 #[test]
 fn of_lo_only_what_somebody_added_is_wanted() {
-    let scan = carried([message(3, "eth0", LinkFlags::Up)].into_iter());
+    let scan = carried([message(3, "eth0", LinkFlags::Up)].into_iter(), true);
     let address = |index, ip: &str| {
         let mut address = AddressMessage::default();
         address.header.family = AddressFamily::Inet;
@@ -323,7 +332,7 @@ fn of_lo_only_what_somebody_added_is_wanted() {
 
 #[test]
 fn an_address_that_another_has_is_not_wanted() {
-    let scan = carried([message(3, "eth0", LinkFlags::Up)].into_iter());
+    let scan = carried([message(3, "eth0", LinkFlags::Up)].into_iter(), true);
     let mut address = AddressMessage::default();
     address.header.family = AddressFamily::Inet6;
     address.header.index = 3;
@@ -342,7 +351,10 @@ fn an_address_that_another_has_is_not_wanted() {
 #[test]
 fn only_neighbours_that_somebody_set_are_wanted() {
     let without_arp = message(4, "ipvlan", LinkFlags::Up | LinkFlags::Noarp);
-    let scan = carried([message(3, "eth0", LinkFlags::Up), without_arp].into_iter());
+    let scan = carried(
+        [message(3, "eth0", LinkFlags::Up), without_arp].into_iter(),
+        true,
+    );
     let mut neighbour = NeighbourMessage::default();
     neighbour.header.family = AddressFamily::Inet;
     neighbour.header.ifindex = 3;
