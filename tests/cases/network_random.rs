@@ -178,9 +178,10 @@ impl Plan {
         )
     }
 
+    /// Not the first one, without which there may be none: what is on a lost one is lost, too.
     fn lost_link(&mut self) -> String {
-        let name = self.link();
-        self.links.retain(|link| *link != name);
+        let at = 1 + self.below(self.links.len() as u64 - 1) as usize;
+        let name = self.links.remove(at);
         self.networks.retain(|(link, _)| *link != name);
         format!("n link del {name}\n")
     }
