@@ -161,12 +161,15 @@ fn a_link_that_no_machine_can_have_is_refused_by_its_name() {
     let _node = Node::enter();
     let add = "ip link add stacked-far type veth peer name eth0 netns stacked; n link set eth0 up";
     let namespace = Namespace::new("stacked", add);
-    // Its frames arrive at eth0, which is the guest's.
+    // Its frames arrive at eth0, which is the guest's, and are told apart by a list.
     node(
-        "ip -n stacked link add link eth0 name eth0.5 type vlan id 5; ip -n stacked link set eth0.5 up",
+        "ip -n stacked link add link eth0 name some0 type macvlan mode source; ip -n stacked link set some0 up",
     );
-    refused(&namespace, &["link eth0.5", "a vlan made on another link"]);
-    node("ip -n stacked link del eth0.5; ip link set stacked-far up");
+    refused(
+        &namespace,
+        &["link some0", "a macvlan made on another link"],
+    );
+    node("ip -n stacked link del some0; ip link set stacked-far up");
     // So are they if it is a tunnel, whatever it was made on.
     node("ip -n stacked link add vx0 type vxlan id 7 dstport 4789; ip -n stacked link set vx0 up");
     namespace.settle();
