@@ -1,15 +1,13 @@
 //! Links that are a machine's end already: a macvtap, and a tap that nobody holds, are used as
 //! they are. A tap that a program holds is carried like any other link.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use husk_tests::Node;
-use husk_tests::network::{Chain, Namespace, lines, node, same, told};
+use husk_tests::network::{Chain, Namespace, comes_back, lines, node, same, send_back, told};
 use husk_tests::process::{DEADLINE, Running};
 use serde_json::json;
 
@@ -91,31 +89,8 @@ fn a_macvtap_is_the_machines_end_itself() {
     assert_eq!(namespace.whole(), before);
 
     // Segments that the machine leaves to the host to cut, and the other way round.
-    told(&task, "nc -ll -p 7000 -e cat >/dev/null 2>&1 &");
-    told(
-        &task,
-        "until netstat -ltn | grep -q ':7000 '; do sleep 0.1; done",
-    );
-    let sent: Vec<u8> = (0..1_u32 << 20)
-        .map(|n| (n.wrapping_mul(n) >> 7) as u8)
-        .collect();
-    let mut stream = TcpStream::connect("10.77.0.2:7000").expect("a connection");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
-    stream
-        .set_write_timeout(Some(DEADLINE))
-        .expect("a deadline");
-    let mut received = vec![0; sent.len()];
-    thread::scope(|scope| {
-        let mut writer = stream.try_clone().expect("the stream");
-        scope.spawn({
-            let sent = &sent;
-            move || writer.write_all(sent).expect("a megabyte is taken")
-        });
-        stream
-            .read_exact(&mut received)
-            .expect("a megabyte comes back");
-    });
-    assert!(received == sent, "the bytes are others");
+    send_back(&task);
+    comes_back("10.77.0.2");
 
     // One more, and it goes again.
     node(&format!(

@@ -1,13 +1,8 @@
 //! Links that a plugin made on another link of the pod (`linkInContainer` of CNI's vlan, macvlan
 //! and ipvlan): the guest makes them like that, and their frames go through the one below.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::thread;
-
 use husk_tests::Node;
-use husk_tests::network::{Namespace, node, same, told};
-use husk_tests::process::DEADLINE;
+use husk_tests::network::{Namespace, comes_back, node, same, send_back, told};
 
 /// A link with a VLAN, on that an ipvlan, and a macvlan beside it.
 const POD: &str = "
@@ -74,41 +69,12 @@ fn links_on_a_link_of_the_pod_are_the_guests_and_their_packets_pass() {
         node(&format!("busybox ping -c 1 -W 20 {ours} >&2"));
     }
     // Segments that the one below leaves to the host to cut, and the other way round.
-    told(&task, "nc -ll -p 7000 -e cat >/dev/null 2>&1 &");
-    told(
-        &task,
-        "until netstat -ltn | grep -q ':7000 '; do sleep 0.1; done",
-    );
+    send_back(&task);
     for address in ["10.75.7.2", "10.75.8.2", "10.75.9.2"] {
         comes_back(address);
     }
     task.destroy();
     assert_eq!(namespace.whole(), before);
-}
-
-/// Has a megabyte sent back by a server.
-#[track_caller]
-fn comes_back(address: &str) {
-    let sent: Vec<u8> = (0..1_u32 << 20)
-        .map(|n| (n.wrapping_mul(n) >> 7) as u8)
-        .collect();
-    let mut stream = TcpStream::connect((address, 7000)).expect("a connection");
-    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
-    stream
-        .set_write_timeout(Some(DEADLINE))
-        .expect("a deadline");
-    let mut received = vec![0; sent.len()];
-    thread::scope(|scope| {
-        let mut writer = stream.try_clone().expect("the stream");
-        scope.spawn({
-            let sent = &sent;
-            move || writer.write_all(sent).expect("a megabyte is taken")
-        });
-        stream
-            .read_exact(&mut received)
-            .expect("a megabyte comes back");
-    });
-    assert!(received == sent, "{address}: the bytes are others");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Network namespaces made by hand, and CNI's plugins.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -262,6 +262,45 @@ pub fn same(task: &Task, namespace: &str) -> Vec<String> {
         assert!(Instant::now() < deadline, "{guest:#?}\nis not\n{host:#?}");
         thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Starts a server in the guest that sends back what it gets, for [`comes_back`].
+///
+/// # Panics
+/// If it cannot.
+#[track_caller]
+pub fn send_back(task: &Task) {
+    told(task, "nc -ll -p 7000 -e cat >/dev/null 2>&1 &");
+    let listens = "netstat -ltn | grep -q ':7000 '";
+    told(task, &format!("until {listens}; do sleep 0.1; done"));
+}
+
+/// Has a megabyte sent back by the server of [`send_back`] at an address.
+///
+/// # Panics
+/// If it does not come back as it was by the [`DEADLINE`].
+#[track_caller]
+pub fn comes_back(address: &str) {
+    let sent: Vec<u8> = (0..1_u32 << 20)
+        .map(|n| (n.wrapping_mul(n) >> 7) as u8)
+        .collect();
+    let mut stream = TcpStream::connect((address, 7000)).expect("a connection");
+    stream.set_read_timeout(Some(DEADLINE)).expect("a deadline");
+    stream
+        .set_write_timeout(Some(DEADLINE))
+        .expect("a deadline");
+    let mut received = vec![0; sent.len()];
+    thread::scope(|scope| {
+        let mut writer = stream.try_clone().expect("the stream");
+        scope.spawn({
+            let sent = &sent;
+            move || writer.write_all(sent).expect("a megabyte is taken")
+        });
+        stream
+            .read_exact(&mut received)
+            .expect("a megabyte comes back");
+    });
+    assert!(received == sent, "{address}: the bytes are others");
 }
 
 /// Plugins that make an interface, one after the other, as a `.conflist` names them.
